@@ -1,0 +1,148 @@
+// Package record owns the small files in a bundle from which a task can be
+// known without asking anybody: what was intended, which processes came of it,
+// and how they ended. The daemon and the shim both write and read them; each
+// file has one writer.
+//
+//	STATE/io.containerd.runtime.v2.task/NAMESPACE/ID/
+//	├── config.json      OCI spec, byte for byte as the client gave it     (daemon)
+//	├── intent.json      Intent                                            (daemon)
+//	├── shim.json        Shim: the shim's pid, start time, socket          (daemon)
+//	├── init.json        Started: pid and start time of init               (shim)
+//	├── exit.json        Exit of init                                      (shim, or daemon once the shim is dead)
+//	├── execs/EXEC/      init.json and exit.json of each exec              (shim)
+//	├── shim.log         standard error of the shim, bounded               (shim)
+//	├── runtime.log      log of the OCI runtime's last call                (shim)
+//	└── rootfs/          mount point
+//
+// Files are replaced whole by rename and not flushed: they live as long as the
+// boot (docs/adr/0001).
+package record
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/berthd/berth/internal/durable"
+)
+
+// File names within a bundle, and within execs/EXEC/.
+const (
+	IntentFile     = "intent.json"
+	ShimFile       = "shim.json"
+	StartedFile    = "init.json"
+	ExitFile       = "exit.json"
+	ConfigFile     = "config.json"
+	ShimLogFile    = "shim.log"
+	RuntimeLogFile = "runtime.log"
+	RootfsDir      = "rootfs"
+	ExecsDir       = "execs"
+)
+
+// Version is that of the files this package writes. A higher one is refused.
+const Version = 1
+
+// maxSize bounds what is read of a record file.
+const maxSize = 1 << 20
+
+// Any is a typed blob, as google.protobuf.Any.
+type Any struct {
+	TypeURL string `json:"type_url"`
+	Value   []byte `json:"value"`
+}
+
+// Mount is one mount of the root file system.
+type Mount struct {
+	Type    string   `json:"type"`
+	Source  string   `json:"source"`
+	Target  string   `json:"target,omitempty"`
+	Options []string `json:"options,omitempty"`
+}
+
+// Intent is what a Create asked for.
+type Intent struct {
+	Version   int       `json:"version"`
+	Namespace string    `json:"namespace"`
+	ID        string    `json:"id"`
+	Runtime   string    `json:"runtime"`           // runtime name, such as io.containerd.runc.v2
+	Binary    string    `json:"binary"`            // resolved path of the shim
+	Options   *Any      `json:"options,omitempty"` // runtime options
+	Rootfs    []Mount   `json:"rootfs,omitempty"`
+	Stdin     string    `json:"stdin,omitempty"`
+	Stdout    string    `json:"stdout,omitempty"`
+	Stderr    string    `json:"stderr,omitempty"`
+	Terminal  bool      `json:"terminal,omitempty"`
+	BootID    string    `json:"boot_id"` // /proc/sys/kernel/random/boot_id
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// Shim is the shim process and where it listens.
+type Shim struct {
+	Version   int    `json:"version"`
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"start_time"` // field 22 of /proc/PID/stat, clock ticks since boot
+	Socket    string `json:"socket"`     // absolute path of the unix socket
+}
+
+// Started is a container process that the OCI runtime has made.
+type Started struct {
+	Version   int    `json:"version"`
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"start_time"` // field 22 of /proc/PID/stat, clock ticks since boot
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Version  int       `json:"version"`
+	PID      int       `json:"pid"`
+	Status   uint32    `json:"status"` // exit code, or 128 and the signal's number
+	ExitedAt time.Time `json:"exited_at"`
+	// Reason is empty for a status that was waited for; else it says where the
+	// status is from, such as "exit unobserved".
+	Reason string `json:"reason,omitempty"`
+}
+
+// Write replaces the file of that name in dir by v as JSON. op names the fault
+// points.
+func Write(op, dir, name string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", name, err)
+	}
+	return durable.WriteVolatile(op, filepath.Join(dir, name), data, 0o600)
+}
+
+// Read reads a file that Write wrote into v, which points to one of the types
+// above. A missing file is fs.ErrNotExist; anything else that is wrong with it,
+// a higher version included, is an error that names it.
+func Read(dir, name string, v any) error {
+	path := filepath.Join(dir, name)
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return fmt.Errorf("read record %s: %w", path, err)
+	}
+	if len(data) > maxSize {
+		return fmt.Errorf("read record %s: larger than %d bytes", path, maxSize)
+	}
+	var head struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return fmt.Errorf("read record %s: %w", path, err)
+	}
+	if head.Version < 1 || head.Version > Version {
+		return fmt.Errorf("read record %s: version %d is not known to this build, which writes %d", path, head.Version, Version)
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("read record %s: %w", path, err)
+	}
+	return nil
+}
