@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Runs the tests: all of them, or the parts named. Each part says what it does
+# and how long it took; the first failure ends the run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(lint build unit faults scripts bench)
+
+# Go's cache would answer for tests that depend on the system they run on.
+export GOFLAGS="${GOFLAGS:-} -count=1"
+
+lint() {
+	local unformatted
+	unformatted=$(gofmt -l $(git ls-files '*.go' ':!:*.pb.go'))
+	[ -z "$unformatted" ] || { echo "not gofmt-ed: $unformatted" >&2; return 1; }
+	go vet ./...
+	go vet -tags faults ./...
+	.tools/bin/staticcheck ./...
+	(cd test && go vet ./... && ../.tools/bin/staticcheck ./...)
+	(cd bench && go vet ./... && ../.tools/bin/staticcheck ./...)
+}
+build() { make --no-print-directory build; }
+unit() { go test -race -timeout 15m ./...; }
+# The same tests again with fault points, in the packages that have any.
+faults() {
+	local packages
+	packages=$(grep -rlE --include=*_test.go '^//go:build faults' . | xargs -n1 dirname | sort -u | grep -vE '^\./(test|bench)(/|$)')
+	go test -race -timeout 15m -tags faults $packages
+}
+scripts() { (cd test && go test -timeout 20m ./...); }
+bench() { (cd bench && go test ./...); }
+
+needs_tools() { [[ " ${parts[*]} " =~ \ (lint|scripts)\  ]]; }
+
+if needs_tools; then scripts/deps.sh run test; else scripts/deps.sh run; fi
+[[ " ${parts[*]} " =~ \ scripts\  && ! " ${parts[*]} " =~ \ build\  ]] && build
+for part in "${parts[@]}"; do
+	case $part in
+	lint | build | unit | faults | scripts | bench) ;;
+	*) echo "test: unknown part $part" >&2; exit 2 ;;
+	esac
+	echo "== $part"
+	start=$SECONDS
+	$part
+	echo "== $part: ok, $((SECONDS - start)) s"
+done
