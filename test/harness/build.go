@@ -1,0 +1,52 @@
+package harness
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+)
+
+// Programs is where the programs under test lie.
+type Programs struct {
+	Dir    string // holds berthd, berth-shim, berth
+	Image  string // OCI layout tar of busybox, named Image
+	Module string // top directory of berth's module
+}
+
+// ImageName is the name of the image in Programs.Image.
+const ImageName = "berth.test/busybox:latest"
+
+// Build builds the programs and the test image into dir. The daemon and the
+// command are built with the race detector, whose reports end up in the
+// daemon's log, where Daemon.Stop looks for them. The shim is built as it is
+// shipped.
+func Build(dir string) (*Programs, error) {
+	_, here, _, _ := runtime.Caller(0)
+	p := &Programs{Dir: dir, Image: filepath.Join(dir, "image.tar"), Module: filepath.Dir(filepath.Dir(filepath.Dir(here)))}
+	steps := []struct {
+		env  []string
+		args []string
+	}{
+		{[]string{"CGO_ENABLED=1"}, []string{"build", "-race", "-o", dir + "/", "./cmd/berthd", "./cmd/berth"}},
+		{[]string{"CGO_ENABLED=0"}, []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/", "./cmd/berth-shim"}},
+		{nil, []string{"run", "./internal/testimage/mkimage", "-o", p.Image, "-name", ImageName}},
+	}
+	for _, step := range steps {
+		cmd := exec.Command("go", step.args...)
+		cmd.Dir = p.Module
+		cmd.Env = append(os.Environ(), step.env...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("go %v: %w\n%s", step.args, err, out)
+		}
+	}
+	return p, nil
+}
+
+// Path is the path of one of the programs.
+func (p *Programs) Path(name string) string { return filepath.Join(p.Dir, name) }
+
+// Tool is the path of a program that scripts/deps.sh put into .tools, such as
+// "bin/ctr".
+func (p *Programs) Tool(name string) string { return filepath.Join(p.Module, ".tools", name) }
