@@ -53,3 +53,15 @@ func (i Info) Line(program string) string {
 	}
 	return fmt.Sprintf("%s %s, revision %s, %s", program, i.Version, revision, i.Go)
 }
+
+// API is the version that the wire's Version service answers: the level of
+// containerd's API that berth speaks. Clients require semver of at least 2.0.0
+// and choose what they call by it; berth's own version is String.
+const API = "2.3.4"
+
+// String is berth's own version, such as "v0.1.0".
+func String() string { return Build().Version }
+
+// Revision is the commit the running program was built from; empty when built
+// outside a checkout.
+func Revision() string { return Build().Revision }

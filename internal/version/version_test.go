@@ -1,6 +1,7 @@
 package version
 
 import (
+	"fmt"
 	"runtime/debug"
 	"testing"
 )
@@ -25,5 +26,15 @@ func TestLine(t *testing.T) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+func TestAPIMeetsClients(t *testing.T) {
+	var major, minor, patch int
+	if n, err := fmt.Sscanf(API, "%d.%d.%d", &major, &minor, &patch); n != 3 || err != nil || major < 2 {
+		t.Errorf("API %q: clients want semver of at least 2.0.0", API)
+	}
+	if String() == "" {
+		t.Error("no version")
 	}
 }
