@@ -10,6 +10,10 @@
 //	├── init.json        Started: pid and start time of init               (shim)
 //	├── exit.json        Exit of init                                      (shim, or daemon once the shim is dead)
 //	├── execs/EXEC/      init.json and exit.json of each exec              (shim)
+//	├── status.json      Status: created, running or paused at last        (daemon)
+//	├── exit.seen        the exit event of init was published              (daemon)
+//	├── delete.seen      the delete event of a task without a shim was     (daemon)
+//	├── seen/EXEC        the exit event of that exec was published         (daemon)
 //	├── shim.log         standard error of the shim, bounded               (shim)
 //	├── runtime.log      log of the OCI runtime's last call                (shim)
 //	└── rootfs/          mount point
@@ -40,6 +44,10 @@ const (
 	RuntimeLogFile = "runtime.log"
 	RootfsDir      = "rootfs"
 	ExecsDir       = "execs"
+	StatusFile     = "status.json"
+	ExitSeenFile   = "exit.seen"
+	DeleteSeenFile = "delete.seen"
+	SeenDir        = "seen"
 )
 
 // Version is that of the files this package writes. A higher one is refused.
@@ -92,6 +100,13 @@ type Started struct {
 	Version   int    `json:"version"`
 	PID       int    `json:"pid"`
 	StartTime uint64 `json:"start_time"` // field 22 of /proc/PID/stat, clock ticks since boot
+}
+
+// Status is what the daemon last knew of a task whose init has not ended: what
+// it lists until the shim has answered after a restart.
+type Status struct {
+	Version int    `json:"version"`
+	Status  string `json:"status"` // a name of containerd.v1.types.Status, such as RUNNING
 }
 
 // Exit is how a process ended.
