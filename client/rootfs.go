@@ -1,0 +1,70 @@
+package client
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/internal/mount"
+	"github.com/berthd/berth/runtime/spec"
+)
+
+// withRoot opens the root file system that mounts describe for reading. A plain
+// directory is read where it is; anything else is mounted for the moment.
+func withRoot(mounts []*types.Mount, do func(*spec.Root) error) error {
+	open := func(path string) error {
+		root, err := spec.OpenRoot(path)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return do(root)
+	}
+	if len(mounts) == 0 {
+		return do(nil)
+	}
+	if len(mounts) == 1 && mounts[0].GetType() == "bind" && mounts[0].GetTarget() == "" {
+		return open(mounts[0].GetSource())
+	}
+	// Not ctx of a caller: to stop halfway would gain nothing, and what is
+	// mounted is always unmounted.
+	return mount.WithTemp(context.Background(), readonly(mounts), open)
+}
+
+// readonly turns mounts into such as can't be written through. Of an overlay
+// the upper directory becomes one more lower one: two mounts must not share it,
+// nor a work directory.
+func readonly(mounts []*types.Mount) []mount.Mount {
+	list := make([]mount.Mount, 0, len(mounts))
+	for _, m := range mounts {
+		options := slices.DeleteFunc(slices.Clone(m.GetOptions()), func(o string) bool { return o == "rw" || o == "ro" })
+		if m.GetType() == "overlay" {
+			options = lowered(options)
+		}
+		list = append(list, mount.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: append(options, "ro")})
+	}
+	return list
+}
+
+// lowered rewrites the options of an overlay.
+func lowered(options []string) []string {
+	upper := ""
+	for _, o := range options {
+		if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
+			upper = dir
+		}
+	}
+	var kept []string
+	for _, o := range options {
+		lower, isLower := strings.CutPrefix(o, "lowerdir=")
+		switch {
+		case isLower && upper != "":
+			kept = append(kept, "lowerdir="+upper+":"+lower)
+		case strings.HasPrefix(o, "upperdir="), strings.HasPrefix(o, "workdir="), o == "index=on", o == "volatile":
+		default:
+			kept = append(kept, o)
+		}
+	}
+	return kept
+}

@@ -1,0 +1,57 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/containerd/console"
+	"golang.org/x/sys/unix"
+)
+
+// Terminal is the terminal that a user sits at.
+type Terminal struct{ console console.Console }
+
+// OpenTerminal takes a file that is a terminal, such as standard input. It
+// changes nothing of it yet.
+func OpenTerminal(f *os.File) (*Terminal, error) {
+	c, err := console.ConsoleFromFile(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s is not a terminal: %w", f.Name(), err)
+	}
+	return &Terminal{console: c}, nil
+}
+
+// IsTerminal tells whether a file is a terminal.
+func IsTerminal(f *os.File) bool {
+	_, err := console.ConsoleFromFile(f)
+	return err == nil
+}
+
+// Raw makes the terminal pass on every key as it is, ^C too, and write every
+// byte as it comes. Restore must follow.
+func (t *Terminal) Raw() error { return t.console.SetRaw() }
+
+// Restore sets the terminal back to how it was at OpenTerminal.
+func (t *Terminal) Restore() error { return t.console.Reset() }
+
+// Follow gives the terminal's size to the process, now and whenever it changes,
+// until ctx ends.
+func (t *Terminal) Follow(ctx context.Context, p *Process) {
+	changes := make(chan os.Signal, 1)
+	signal.Notify(changes, unix.SIGWINCH)
+	defer signal.Stop(changes)
+	for {
+		if size, err := t.console.Size(); err == nil {
+			// A size that does not arrive is not worth an error: the process
+			// may have ended, and the next change brings the next try.
+			_ = p.Resize(ctx, uint32(size.Width), uint32(size.Height))
+		}
+		select {
+		case <-changes:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

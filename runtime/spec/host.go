@@ -1,0 +1,123 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/sys/capability"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Host is what a spec depends on of the machine that runs the container.
+type Host struct {
+	Cgroup2      bool     // the unified hierarchy is at /sys/fs/cgroup
+	Seccomp      bool     // the kernel has seccomp filters
+	Capabilities []string // those that this process may pass on, as "CAP_KILL"
+	Hostname     string
+	Devices      []specs.LinuxDevice // what is in /dev; for privileged containers
+}
+
+// ReadHost tells about the machine that this process runs on.
+func ReadHost() (Host, error) {
+	var h Host
+	var err error
+	if h.Hostname, err = os.Hostname(); err != nil {
+		return Host{}, fmt.Errorf("read the host's name: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
+		h.Cgroup2 = st.Type == unix.CGROUP2_SUPER_MAGIC
+	}
+	// A filter at address zero is EFAULT where there are filters, and EINVAL
+	// where there are none (prctl(2)).
+	err = unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0)
+	h.Seccomp = !errors.Is(err, unix.EINVAL)
+	if h.Capabilities, err = bounding(); err != nil {
+		return Host{}, err
+	}
+	if h.Devices, err = devices("/dev"); err != nil {
+		return Host{}, err
+	}
+	return h, nil
+}
+
+// bounding lists this process's bounding set: nothing beyond it can be granted
+// to a container.
+func bounding() ([]string, error) {
+	all, err := capability.ListSupported()
+	if err != nil {
+		return nil, fmt.Errorf("list the kernel's capabilities: %w", err)
+	}
+	var names []string
+	for _, c := range all {
+		held, err := capability.GetBound(c)
+		if err != nil {
+			return nil, fmt.Errorf("read the bounding set: %w", err)
+		}
+		if held {
+			names = append(names, capName(c.String()))
+		}
+	}
+	return names, nil
+}
+
+// skippedDevices are directories of /dev that a container has of its own.
+var skippedDevices = map[string]bool{"pts": true, "shm": true, "fd": true, "mqueue": true}
+
+// devices lists the device files under dir, but for those of terminals, which
+// every container has of its own.
+func devices(dir string) ([]specs.LinuxDevice, error) {
+	var list []specs.LinuxDevice
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+				return nil // went meanwhile, or is not ours to pass on
+			}
+			return err
+		}
+		if entry.IsDir() {
+			if path != dir && skippedDevices[entry.Name()] {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if entry.Type()&fs.ModeDevice == 0 || entry.Name() == "console" || entry.Name() == "ptmx" {
+			return nil
+		}
+		device, err := deviceAt(path)
+		if err == nil {
+			list = append(list, device)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the devices in %s: %w", dir, err)
+	}
+	return list, nil
+}
+
+// deviceAt describes the device file at path.
+func deviceAt(path string) (specs.LinuxDevice, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return specs.LinuxDevice{}, err
+	}
+	kind := "c"
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		kind = "b"
+	}
+	mode := os.FileMode(st.Mode & 0o7777)
+	return specs.LinuxDevice{
+		Path:     path,
+		Type:     kind,
+		Major:    int64(unix.Major(uint64(st.Rdev))),
+		Minor:    int64(unix.Minor(uint64(st.Rdev))),
+		FileMode: &mode,
+		UID:      &st.Uid,
+		GID:      &st.Gid,
+	}, nil
+}

@@ -1,0 +1,165 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Network says which network a container sees.
+type Network string
+
+const (
+	// NetworkNone is a network namespace of the container's own with nothing
+	// but the loopback interface. It is the zero value's meaning too.
+	NetworkNone Network = "none"
+	// NetworkHost is the host's network, with its /etc/resolv.conf and
+	// /etc/hosts.
+	NetworkHost Network = "host"
+)
+
+// Options says what a container is to be, beyond what its image says. ID and
+// Namespace are required; every other zero value means the default.
+type Options struct {
+	Namespace string
+	ID        string
+
+	Args       []string // command and arguments; instead of the image's Cmd
+	Entrypoint []string // instead of the image's Entrypoint and Cmd; a single "" means none
+	Env        []string // KEY=VALUE, over the image's
+	User       string   // NAME|UID[:GROUP|GID]; instead of the image's
+	Cwd        string   // absolute; instead of the image's WorkingDir
+	Terminal   bool
+
+	Hostname        string  // default: the id, or with NetworkHost the host's
+	Network         Network // default: NetworkNone
+	ReadOnly        bool    // the root file system can't be written
+	Privileged      bool    // all capabilities and devices of the host, nothing masked, no seccomp
+	NoNewPrivileges bool    // set-user-id programs gain nothing
+	CapAdd          []string
+	CapDrop         []string
+	Mounts          []specs.Mount
+	Memory          int64   // bytes; 0: no limit
+	CPUs            float64 // as many as may be used at once; 0: no limit
+	// Seccomp is the JSON of a seccomp profile, in Docker's form; empty: the
+	// default profile; Unconfined: none.
+	Seccomp string
+}
+
+// Unconfined as Options.Seccomp means no seccomp filter.
+const Unconfined = "unconfined"
+
+// Build makes the spec of a container of which config is the image's and root
+// the root file system, in which user names are looked up. The error is of kind
+// InvalidArgument if an option is wrong, NotFound if root lacks the user.
+func Build(o Options, config imagespec.ImageConfig, root *Root, host Host) (*specs.Spec, error) {
+	s := base(o, host)
+	args, err := command(o, config)
+	if err != nil {
+		return nil, err
+	}
+	user, home, err := LookupUser(root, or(o.User, config.User))
+	if err != nil {
+		return nil, err
+	}
+	cwd := or(o.Cwd, config.WorkingDir, "/")
+	if !path.IsAbs(cwd) {
+		return nil, fmt.Errorf("working directory %q is not absolute: %w", cwd, errdefs.ErrInvalidArgument)
+	}
+	s.Process = &specs.Process{
+		Terminal:        o.Terminal,
+		User:            user,
+		Args:            args,
+		Cwd:             path.Clean(cwd),
+		NoNewPrivileges: o.NoNewPrivileges,
+	}
+	s.Process.Env = environment(defaultEnv(o.Terminal, s.Hostname, home), config.Env, o.Env)
+	if err := limit(s, o); err != nil {
+		return nil, err
+	}
+	if s.Mounts, err = mountsOf(o, s.Mounts); err != nil {
+		return nil, err
+	}
+	if s.Process.Capabilities, err = capabilities(o, host, user.UID); err != nil {
+		return nil, err
+	}
+	if s.Linux.Seccomp, err = seccompOf(o, host, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// command puts entrypoint and arguments together as Docker does: an entrypoint
+// of the user's own takes the image's arguments away too.
+func command(o Options, config imagespec.ImageConfig) ([]string, error) {
+	entrypoint, args := config.Entrypoint, config.Cmd
+	if len(o.Entrypoint) > 0 {
+		entrypoint, args = o.Entrypoint, nil
+		if o.Entrypoint[0] == "" {
+			entrypoint = nil
+		}
+	}
+	if len(o.Args) > 0 {
+		args = o.Args
+	}
+	all := slices.Concat(entrypoint, args)
+	if len(all) == 0 {
+		return nil, fmt.Errorf("neither the image nor you name a command: %w", errdefs.ErrInvalidArgument)
+	}
+	if all[0] == "" {
+		return nil, fmt.Errorf("the command's name is empty: %w", errdefs.ErrInvalidArgument)
+	}
+	return all, nil
+}
+
+// defaultPath is where commands are looked for if nobody says otherwise.
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// defaultEnv is the environment below the image's.
+func defaultEnv(terminal bool, hostname, home string) []string {
+	env := []string{defaultPath, "HOSTNAME=" + hostname}
+	if home != "" {
+		env = append(env, "HOME="+home)
+	}
+	if terminal {
+		env = append(env, "TERM=xterm")
+	}
+	return env
+}
+
+// environment merges lists of KEY=VALUE. A later value replaces an earlier one
+// at the earlier one's place; a KEY without "=" removes it.
+func environment(lists ...[]string) []string {
+	var env []string
+	for _, list := range lists {
+		for _, entry := range list {
+			key, _, hasValue := strings.Cut(entry, "=")
+			at := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, key+"=") })
+			switch {
+			case !hasValue && at >= 0:
+				env = slices.Delete(env, at, at+1)
+			case !hasValue:
+			case at >= 0:
+				env[at] = entry
+			default:
+				env = append(env, entry)
+			}
+		}
+	}
+	return env
+}
+
+// or gives the first that is not empty.
+func or(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
