@@ -1,5 +1,19 @@
 // Package content owns blobs: bytes named by their digest. It knows no
 // namespaces and no labels; those are rows of package metadata.
+//
+// Disk keeps them like this:
+//
+//	ROOT/
+//	├── blobs/sha256/HEX   a blob, 0444; the name is there only once every byte is on disk
+//	└── ingest/HEX/        an ingest; HEX is the sha256 of its ref
+//	    ├── ref            the ref, as it was given
+//	    ├── state.json     when it began, what is expected, during which boot
+//	    └── data           the bytes so far
+//
+// Blobs outlive the machine's power. Ingests live as long as the boot: they
+// outlive the daemon, but what a power cut leaves of them can't be trusted and
+// is begun anew. Names that start with ".tmp-" belong to a writer; when a store
+// is opened there is none, and they are removed.
 package content
 
 import (

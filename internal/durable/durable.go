@@ -189,3 +189,10 @@ func Remove(op, path string) error {
 	}
 	return SyncDir(op, filepath.Dir(path))
 }
+
+// Writeback tells the kernel to start writing n bytes of f from off on to disk
+// and does not wait. It makes a later SyncFile short and promises nothing, so
+// errors don't matter here: SyncFile reports them.
+func Writeback(f *os.File, off, n int64) {
+	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
