@@ -1,0 +1,113 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// inherit gives a new directory the attributes of the one below that it covers.
+func (a *applier) inherit(d *dir, low *entry) (err error) {
+	fd, err := openDir(low.dir, low.base)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.NewSyscallError("close", unix.Close(fd))) }()
+	at, err := attributesOf(fd, &low.st)
+	if err != nil {
+		return err
+	}
+	return a.setDir(d, at)
+}
+
+// attributesOf reads back what attributes sets.
+func attributesOf(fd int, st *unix.Stat_t) (attributes, error) {
+	at := attributes{uid: int(st.Uid), gid: int(st.Gid), mode: st.Mode & 0o7777}
+	at.times = [2]unix.Timespec{st.Atim, st.Mtim}
+	names := make([]byte, maxXattrValue)
+	n, err := unix.Flistxattr(fd, names)
+	if err == unix.ENOTSUP {
+		return at, nil
+	}
+	if err != nil {
+		return at, os.NewSyscallError("flistxattr", err)
+	}
+	value := make([]byte, maxXattrValue)
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:n]), "\x00"), "\x00") {
+		if name == "" || reserved(name) {
+			continue
+		}
+		n, err := unix.Fgetxattr(fd, name, value)
+		if err != nil {
+			return at, fmt.Errorf("extended attribute %q: %w", name, os.NewSyscallError("fgetxattr", err))
+		}
+		at.xattrs = append(at.xattrs, xattr{name, string(value[:n])})
+	}
+	return at, nil
+}
+
+// copyUp makes base in d as the layers below have it, a regular file.
+func (a *applier) copyUp(d *dir, base string) (err error) {
+	place, shows, err := a.showsBelow(d)
+	if err != nil {
+		return err
+	}
+	var low *entry
+	if shows {
+		if low, err = a.below.find(path.Join(place, base)); err != nil {
+			return err
+		}
+	}
+	if low == nil {
+		return invalid("neither this layer nor one below has the target")
+	}
+	defer func() { err = errors.Join(err, low.close()) }()
+	if low.st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return invalid("the target is in a layer below, and no regular file")
+	}
+	from, err := unix.Openat(low.dir, low.base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("openat", err)
+	}
+	defer func() { err = errors.Join(err, os.NewSyscallError("close", unix.Close(from))) }()
+	return a.copyFile(d, base, from, low)
+}
+
+func (a *applier) copyFile(d *dir, base string, from int, low *entry) (err error) {
+	at, err := attributesOf(from, &low.st)
+	if err != nil {
+		return err
+	}
+	const flags = unix.O_CREAT | unix.O_EXCL | unix.O_WRONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	d.touched = true
+	to, err := unix.Openat(d.fd, base, flags, 0o600)
+	if err != nil {
+		return os.NewSyscallError("openat", err)
+	}
+	defer func() { err = errors.Join(err, os.NewSyscallError("close", unix.Close(to))) }()
+	for left := low.st.Size; left > 0; {
+		if err := context.Cause(a.ctx); err != nil {
+			return err
+		}
+		n, err := unix.Read(from, a.buf[:min(left, int64(len(a.buf)))])
+		if err != nil {
+			return os.NewSyscallError("read", err)
+		}
+		if n == 0 {
+			break
+		}
+		if err := writeAll(to, a.buf[:n], -1); err != nil {
+			return err
+		}
+		left -= int64(n)
+	}
+	if err := a.setByFD(to, at); err != nil {
+		return err
+	}
+	return setTimes(d, base, at)
+}
