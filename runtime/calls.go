@@ -2,150 +2,235 @@ package runtime
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"errors"
 	"fmt"
-	"path/filepath"
+	"os"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
 
-	"github.com/berthd/berth/api/services/containers/v1"
+	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/api/services/tasks/v1"
-	"github.com/berthd/berth/api/types"
+	apitask "github.com/berthd/berth/api/types/task"
+	"github.com/berthd/berth/internal/names"
+	"github.com/berthd/berth/runtime/record"
 )
 
-// Tasks is the table of all tasks of all namespaces.
-type Tasks struct {
-	cfg Config
+// goneError is why a call that needs the shim can't be served: there is none.
+// While the container lives the call is Unavailable; once it has ended it is
+// what any shim says of a stopped task, a plain error.
+type goneError struct {
+	task   *task
+	act    string
+	reason string
+	lives  bool
 }
 
-// Supervision is what the daemon knows of one task, for people who look into a
-// running daemon.
-type Supervision struct {
-	Namespace string
-	ID        string
-	Verdict   string // "connected", "adopting", "shim-lost", "stopped" or "quarantined"
-	Reason    string // why, in words; empty for "connected"
-	ShimPID   uint32
-	PID       uint32
+func (e *goneError) Error() string {
+	if e.lives {
+		return fmt.Sprintf("%s: task %q runs on without its shim (%s): %v", e.act, e.task.id, e.reason, errdefs.ErrUnavailable)
+	}
+	return fmt.Sprintf("cannot %s: task %q is stopped (%s)", e.act, e.task.id, e.reason)
 }
 
-func socketPath(state, ns, id string) string {
-	sum := sha256.Sum256([]byte(ns + "/" + id))
-	return filepath.Join(state, "s", hex.EncodeToString(sum[:16]))
+func (e *goneError) Unwrap() error {
+	if e.lives {
+		return errdefs.ErrUnavailable
+	}
+	return nil
 }
 
-var errSkeleton = fmt.Errorf("runtime is being written: %w", errdefs.ErrNotImplemented)
-
-// Open makes the directories, tells a reboot from a restart, and lists every
-// bundle into the table by its records alone. It starts nothing.
-func Open(c Config) (*Tasks, error) {
-	if err := c.setDefaults(); err != nil {
+// with finds a task and its connection for a call. The error of a task without a
+// shim is a *goneError.
+func (t *Tasks) with(ctx context.Context, ns, id, act string, do func(*task, *conn) error) (*task, error) {
+	k, err := t.lookup(ns, id)
+	if err != nil {
 		return nil, err
 	}
-	return &Tasks{cfg: c}, nil
-}
-
-// Run adopts the tasks that Open found, in parallel, and supervises all tasks
-// until ctx ends. Then it closes t. Containers run on.
-func (t *Tasks) Run(ctx context.Context) error { <-ctx.Done(); return t.Close() }
-
-// Close lets go of every shim, without a word to it, and waits for what Run and
-// the calls have started.
-func (t *Tasks) Close() error { return nil }
-
-// Create starts a shim and makes the container in it, not yet started. After an
-// error nothing of it is left.
-func (t *Tasks) Create(ctx context.Context, ns string, c *containers.Container, r *tasks.CreateTaskRequest) (*tasks.CreateTaskResponse, error) {
-	return nil, errSkeleton
+	v, err := k.settled(ctx, t.cfg.Deadlines.Connect)
+	if err != nil {
+		return k, err
+	}
+	if v.stand == connected {
+		err = do(k, v.conn)
+		if err == nil {
+			return k, nil
+		}
+		err = fmt.Errorf("%s: task %q: %w", act, id, err)
+		if !errors.Is(err, errShimGone) {
+			return k, err
+		}
+		// What became of the task is found out right now.
+		v = k.after(ctx, v, t.cfg.Deadlines.Connect)
+	}
+	switch v.stand {
+	case connected:
+		return k, err // there again; who called decides whether to call again
+	case lost, stopped:
+		return k, &goneError{task: k, act: act, reason: v.reason, lives: v.exit == nil}
+	case quarantined:
+		return k, fmt.Errorf("%s: task %q is quarantined: %s: %w", act, id, v.reason, errdefs.ErrFailedPrecondition)
+	}
+	k.try()
+	return k, fmt.Errorf("%s: task %q: %s: %w", act, id, v.reason, errdefs.ErrUnavailable)
 }
 
 // Start starts the container's own process, or a registered exec.
 func (t *Tasks) Start(ctx context.Context, ns string, r *tasks.StartRequest) (*tasks.StartResponse, error) {
-	return nil, errSkeleton
+	var reply *shimtask.StartResponse
+	_, err := t.with(ctx, ns, r.GetContainerId(), "start", func(k *task, c *conn) (err error) {
+		reply, err = call(ctx, c, "start the process", t.cfg.Deadlines.Start, c.shim.Start,
+			&shimtask.StartRequest{Id: k.id, ExecId: r.GetExecId()})
+		if err == nil && r.GetExecId() == "" {
+			t.noteStatus(k, apitask.Status_RUNNING)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &tasks.StartResponse{Pid: reply.GetPid()}, nil
 }
 
-// Delete removes a task that is stopped, or created and not started. It can be
-// called again after it failed; a second caller joins the first.
-func (t *Tasks) Delete(ctx context.Context, ns string, r *tasks.DeleteTaskRequest) (*tasks.DeleteResponse, error) {
-	return nil, errSkeleton
+// noteStatus keeps a status for the next daemon, which lists the task before its
+// shim has answered.
+func (t *Tasks) noteStatus(k *task, s apitask.Status) {
+	k.setStatus(s)
+	err := record.Write("runtime.status", k.dir, record.StatusFile, record.Status{Version: record.Version, Status: s.String()})
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // deleted meanwhile
+		t.cfg.Log.Warn("status not recorded", "namespace", k.ns, "id", k.id, "error", err)
+	}
 }
 
-// DeleteProcess removes an exec that is not running.
-func (t *Tasks) DeleteProcess(ctx context.Context, ns string, r *tasks.DeleteProcessRequest) (*tasks.DeleteResponse, error) {
-	return nil, errSkeleton
+// Kill sends a signal. A process that is gone is NotFound. It works without a
+// shim, too, if the container's own process is meant.
+func (t *Tasks) Kill(ctx context.Context, ns string, r *tasks.KillRequest) error {
+	_, err := t.with(ctx, ns, r.GetContainerId(), "kill", func(k *task, c *conn) error {
+		_, err := call(ctx, c, "send the signal", t.cfg.Deadlines.Kill, c.shim.Kill,
+			&shimtask.KillRequest{Id: k.id, ExecId: r.GetExecId(), Signal: r.GetSignal(), All: r.GetAll()})
+		return err
+	})
+	var gone *goneError
+	if !errors.As(err, &gone) {
+		return err
+	}
+	k := gone.task
+	k.mu.Lock()
+	p := k.execs[r.GetExecId()]
+	if r.GetExecId() == "" {
+		p = k.init
+	}
+	k.mu.Unlock()
+	if p == nil {
+		return fmt.Errorf("kill: exec %q of task %q: %w", r.GetExecId(), k.id, errdefs.ErrNotFound)
+	}
+	return k.signal(p, unix.Signal(r.GetSignal()))
 }
 
-// Get tells the state of a process.
-func (t *Tasks) Get(ctx context.Context, ns string, r *tasks.GetRequest) (*tasks.GetResponse, error) {
-	return nil, errSkeleton
+// signal sends a signal to a process that has no shim.
+func (k *task) signal(p *process, sig unix.Signal) error {
+	k.mu.Lock()
+	over, handle := p.over(), p.handle
+	k.mu.Unlock()
+	err := os.ErrProcessDone
+	if !over && handle != nil && handle.Alive() {
+		err = handle.Signal(sig)
+	}
+	if errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill: task %q: process has ended: %w", k.id, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("kill: task %q, without its shim: %w", k.id, err)
+	}
+	return nil
 }
-
-// List tells the state of every task of the namespace, in order of id.
-func (t *Tasks) List(ctx context.Context, ns string, r *tasks.ListTasksRequest) (*tasks.ListTasksResponse, error) {
-	return nil, errSkeleton
-}
-
-// Kill sends a signal. A process that is gone is NotFound.
-func (t *Tasks) Kill(ctx context.Context, ns string, r *tasks.KillRequest) error { return errSkeleton }
 
 // Exec registers a further process; Start runs it.
 func (t *Tasks) Exec(ctx context.Context, ns string, r *tasks.ExecProcessRequest) error {
-	return errSkeleton
+	if err := names.Identifier(r.GetExecId()); err != nil {
+		return fmt.Errorf("exec id: %w", err)
+	}
+	return t.empty(ctx, ns, r.GetContainerId(), "exec", func(c *conn, ctx context.Context) (*emptypb.Empty, error) {
+		return c.shim.Exec(ctx, &shimtask.ExecProcessRequest{
+			Id: r.GetContainerId(), ExecId: r.GetExecId(), Terminal: r.GetTerminal(),
+			Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Spec: r.GetSpec(),
+		})
+	})
 }
 
 // ResizePty sets the size of a process's terminal.
 func (t *Tasks) ResizePty(ctx context.Context, ns string, r *tasks.ResizePtyRequest) error {
-	return errSkeleton
+	return t.empty(ctx, ns, r.GetContainerId(), "resize", func(c *conn, ctx context.Context) (*emptypb.Empty, error) {
+		return c.shim.ResizePty(ctx, &shimtask.ResizePtyRequest{
+			Id: r.GetContainerId(), ExecId: r.GetExecId(), Width: r.GetWidth(), Height: r.GetHeight(),
+		})
+	})
 }
 
 // CloseIO closes the shim's end of a process's stdin.
 func (t *Tasks) CloseIO(ctx context.Context, ns string, r *tasks.CloseIORequest) error {
-	return errSkeleton
+	return t.empty(ctx, ns, r.GetContainerId(), "close stdin", func(c *conn, ctx context.Context) (*emptypb.Empty, error) {
+		return c.shim.CloseIO(ctx, &shimtask.CloseIORequest{
+			Id: r.GetContainerId(), ExecId: r.GetExecId(), Stdin: r.GetStdin(),
+		})
+	})
 }
 
 // Pause freezes a running task.
 func (t *Tasks) Pause(ctx context.Context, ns string, r *tasks.PauseTaskRequest) error {
-	return errSkeleton
+	return t.freezing(ctx, ns, r.GetContainerId(), "pause", apitask.Status_PAUSED, func(c *conn, ctx context.Context) (*emptypb.Empty, error) {
+		return c.shim.Pause(ctx, &shimtask.PauseRequest{Id: r.GetContainerId()})
+	})
 }
 
 // Resume thaws a paused task.
 func (t *Tasks) Resume(ctx context.Context, ns string, r *tasks.ResumeTaskRequest) error {
-	return errSkeleton
+	return t.freezing(ctx, ns, r.GetContainerId(), "resume", apitask.Status_RUNNING, func(c *conn, ctx context.Context) (*emptypb.Empty, error) {
+		return c.shim.Resume(ctx, &shimtask.ResumeRequest{Id: r.GetContainerId()})
+	})
 }
 
 // Update changes a task's resources.
 func (t *Tasks) Update(ctx context.Context, ns string, r *tasks.UpdateTaskRequest) error {
-	return errSkeleton
-}
-
-// ListPids lists every process of a task.
-func (t *Tasks) ListPids(ctx context.Context, ns string, r *tasks.ListPidsRequest) (*tasks.ListPidsResponse, error) {
-	return nil, errSkeleton
-}
-
-// Metrics gives the statistics of the namespace's tasks that match any of the
-// filters (fields id and namespace). A task that doesn't answer is left out.
-func (t *Tasks) Metrics(ctx context.Context, ns string, r *tasks.MetricsRequest) (*tasks.MetricsResponse, error) {
-	return nil, errSkeleton
-}
-
-// Wait returns once a process has exited.
-func (t *Tasks) Wait(ctx context.Context, ns string, r *tasks.WaitRequest) (*tasks.WaitResponse, error) {
-	return nil, errSkeleton
+	return t.empty(ctx, ns, r.GetContainerId(), "update", func(c *conn, ctx context.Context) (*emptypb.Empty, error) {
+		return c.shim.Update(ctx, &shimtask.UpdateTaskRequest{
+			Id: r.GetContainerId(), Resources: r.GetResources(), Annotations: r.GetAnnotations(),
+		})
+	})
 }
 
 // Checkpoint is not served yet.
 func (t *Tasks) Checkpoint(ctx context.Context, ns string, r *tasks.CheckpointTaskRequest) (*tasks.CheckpointTaskResponse, error) {
-	return nil, fmt.Errorf("checkpoint of task %q: %w", r.GetContainerId(), errdefs.ErrNotImplemented)
+	if _, err := t.lookup(ns, r.GetContainerId()); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("checkpoint of task %q: this build has no checkpoints: %w", r.GetContainerId(), errdefs.ErrNotImplemented)
 }
 
-// Forwarded takes an event from a shim and passes it on to Config.Forward,
-// except an exit or a delete that was published already.
-func (t *Tasks) Forwarded(ctx context.Context, e *types.Envelope) error {
-	return t.cfg.Forward(ctx, e)
+// emptyMethod is a method of the shim that answers nothing.
+type emptyMethod func(c *conn, ctx context.Context) (*emptypb.Empty, error)
+
+// empty makes a call that has no answer but its error.
+func (t *Tasks) empty(ctx context.Context, ns, id, act string, method emptyMethod) error {
+	_, err := t.with(ctx, ns, id, act, func(_ *task, c *conn) error { return t.control(ctx, c, act, method) })
+	return err
 }
 
-// Report lists every task with what supervision knows of it, in order of
-// namespace and id.
-func (t *Tasks) Report() []Supervision { return nil }
+// freezing is empty for a call that changes the status.
+func (t *Tasks) freezing(ctx context.Context, ns, id, act string, then apitask.Status, method emptyMethod) error {
+	_, err := t.with(ctx, ns, id, act, func(k *task, c *conn) error {
+		err := t.control(ctx, c, act, method)
+		if err == nil {
+			t.noteStatus(k, then)
+		}
+		return err
+	})
+	return err
+}
+
+func (t *Tasks) control(ctx context.Context, c *conn, act string, method emptyMethod) error {
+	bound := func(ctx context.Context, _ struct{}) (*emptypb.Empty, error) { return method(c, ctx) }
+	_, err := call(ctx, c, act, t.cfg.Deadlines.Control, bound, struct{}{})
+	return err
+}

@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/internal/sys"
 )
 
 // Config is what Open needs. Root, State and Shim are required; every other
@@ -90,7 +90,7 @@ func (c *Config) setDefaults() error {
 		c.Now = time.Now
 	}
 	if c.BootID == nil {
-		c.BootID = bootID
+		c.BootID = sys.BootID
 	}
 	c.Deadlines.setDefaults()
 	return nil
@@ -117,13 +117,4 @@ func (d *Deadlines) setDefaults() {
 			*f.field = f.value
 		}
 	}
-}
-
-// bootID reads the kernel's random name for this boot.
-func bootID() (string, error) {
-	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("read boot id: %w", err)
-	}
-	return string(data[:max(0, len(data)-1)]), nil
 }

@@ -1,0 +1,136 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/berthd/berth/api/runtime/task/v3/taskttrpc"
+)
+
+// conn is a connection to a shim.
+type conn struct {
+	client *ttrpc.Client
+	shim   taskttrpc.TaskService
+	done   chan struct{} // closed when the connection is
+}
+
+// writeLimit bounds how long a shim that reads nothing can hold up a write. What
+// is written is a few hundred bytes into a socket buffer of 200 KiB.
+const writeLimit = 5 * time.Second
+
+// answerMargin is what is taken off the time a shim is told to have, so that its
+// own account of what it waited for arrives before ours.
+const answerMargin = time.Second
+
+// dial connects to the shim of a task. It blocks for no longer than it takes the
+// kernel: a shim that has been started need not be up yet.
+func dial(ctx context.Context, socket string) (*conn, error) {
+	var d net.Dialer
+	raw, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{done: make(chan struct{})}
+	c.client = ttrpc.NewClient(guardedConn{raw},
+		ttrpc.WithOnClose(func() { close(c.done) }),
+		ttrpc.WithUnaryClientInterceptor(shortenTimeout))
+	c.shim = taskttrpc.NewTaskClient(c.client)
+	return c, nil
+}
+
+// dialAnswer tells a socket on which nobody listens from one that can't be
+// reached now.
+func dialAnswer(err error) answer {
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
+		return refused
+	}
+	return silent
+}
+
+// guardedConn is a connection whose writes end. ttrpc goes on with a connection
+// of which half a message was written, so a failed write closes it.
+type guardedConn struct{ net.Conn }
+
+func (g guardedConn) Write(b []byte) (int, error) {
+	if err := g.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
+		return 0, err
+	}
+	n, err := g.Conn.Write(b)
+	if err != nil {
+		_ = g.Close()
+	}
+	return n, err
+}
+
+func shortenTimeout(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
+	if left := time.Duration(req.TimeoutNano); left > 0 {
+		req.TimeoutNano = int64(left - min(answerMargin, left/5))
+	}
+	return invoke(ctx, req, resp)
+}
+
+// close ends the connection. It does not wait.
+func (c *conn) close() { _ = c.client.Close() }
+
+// closed tells whether the connection has ended.
+func (c *conn) closed() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// call asks the shim for what; limit 0 is none. Its errors are errdefs kinds; a
+// shim that has gone is Unavailable, one that does not answer is
+// context.DeadlineExceeded, and both say what was waited for.
+func call[Q, A any](ctx context.Context, c *conn, what string, limit time.Duration, method func(context.Context, Q) (A, error), request Q) (A, error) {
+	inner := ctx
+	if limit > 0 {
+		var cancel context.CancelFunc
+		inner, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	reply, err := method(inner, request)
+	if err == nil {
+		return reply, nil
+	}
+	var none A
+	return none, c.explain(ctx, what, limit, err)
+}
+
+func (c *conn) explain(ctx context.Context, what string, limit time.Duration, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("waiting for the shim to %s: %w", what, ctx.Err())
+	}
+	if s, ok := status.FromError(err); ok && s.Code() != codes.DeadlineExceeded {
+		return errgrpc.ToNative(err)
+	} else if ok {
+		return fmt.Errorf("the shim gave up to %s (%s): %w", what, s.Message(), context.DeadlineExceeded)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the shim did not %s within %s: %w", what, limit, context.DeadlineExceeded)
+	}
+	if errors.Is(err, ttrpc.ErrClosed) || c.closed() || isHangup(err) {
+		return fmt.Errorf("%w before it could %s: %w", errShimGone, what, errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("asking the shim to %s: %w", what, err)
+}
+
+// errShimGone marks errors of a connection that ended.
+var errShimGone = errors.New("the shim has gone")
+
+func isHangup(err error) bool {
+	return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed)
+}

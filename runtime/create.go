@@ -1,0 +1,231 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/berthd/berth/api/services/containers/v1"
+	"github.com/berthd/berth/api/services/tasks/v1"
+	apitask "github.com/berthd/berth/api/types/task"
+	"github.com/berthd/berth/internal/names"
+	"github.com/berthd/berth/internal/sys"
+	"github.com/berthd/berth/runtime/record"
+)
+
+// Create starts a shim and makes the container in it, not yet started. After an
+// error nothing of it is left.
+func (t *Tasks) Create(ctx context.Context, ns string, c *containers.Container, r *tasks.CreateTaskRequest) (*tasks.CreateTaskResponse, error) {
+	if err := errors.Join(names.Namespace(ns), names.Identifier(r.GetContainerId())); err != nil {
+		return nil, err
+	}
+	if err := t.begin(); err != nil {
+		return nil, err
+	}
+	defer t.wg.Done()
+	id := r.GetContainerId()
+	if err := t.replaceable(ctx, ns, id); err != nil {
+		return nil, err
+	}
+	p, err := t.plan(ns, c, r)
+	if err != nil {
+		return nil, fmt.Errorf("create task %q: %w", id, err)
+	}
+	p.intent.BootID, p.intent.CreatedAt = t.bootID, t.cfg.Now()
+	k, err := t.reserve(ns, id)
+	if err != nil {
+		return nil, fmt.Errorf("create: %w", err)
+	}
+	pid, err := t.create(ctx, k, p)
+	if err != nil {
+		return nil, fmt.Errorf("create task %q: %w", id, err)
+	}
+	t.cfg.Log.Info("task created", "namespace", ns, "id", id, "shim", k.view().shimPID, "pid", pid)
+	return &tasks.CreateTaskResponse{ContainerId: id, Pid: pid}, nil
+}
+
+// replaceable makes way for a new task. A task that stopped after its shim had
+// died has been reported as deleted to everybody who listens; it does not stand
+// in the way.
+func (t *Tasks) replaceable(ctx context.Context, ns, id string) error {
+	k := t.find(ns, id)
+	if k == nil {
+		return nil
+	}
+	k.mu.Lock()
+	reported := k.stand == stopped && k.seen.deleted
+	k.mu.Unlock()
+	if !reported {
+		return nil // reserve says that it exists
+	}
+	_, err := t.Delete(ctx, ns, &tasks.DeleteTaskRequest{ContainerId: id})
+	return err
+}
+
+// create does what a plan says, or undoes what it did.
+func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
+	k.intent = p.intent
+	if err := t.bundles.make(p.intent, p.config); err != nil {
+		t.drop(k)
+		if errors.Is(err, fs.ErrExist) {
+			err = fmt.Errorf("%w (a bundle that the daemon does not know)", err)
+		}
+		return 0, fmt.Errorf("make bundle: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Create)
+	defer cancel()
+	defer context.AfterFunc(t.ctx, cancel)()
+	shim, c, err := t.startShim(ctx, k, p)
+	if err != nil {
+		return 0, t.undo(k, shim, c, false, err)
+	}
+	reply, err := call(ctx, c, "create the container", t.cfg.Deadlines.Create, c.shim.Create, p.request)
+	if err != nil {
+		hasAnswered := ctx.Err() == nil && !c.closed() && !errors.Is(err, context.DeadlineExceeded)
+		return 0, t.undo(k, shim, c, hasAnswered, err)
+	}
+	if err := k.created(c); err != nil {
+		return 0, t.undo(k, shim, c, false, err)
+	}
+	t.wg.Go(func() { t.supervise(k) })
+	return reply.GetPid(), nil
+}
+
+// startShim starts the shim of a new bundle and connects to it.
+func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn, error) {
+	socket, err := listen(k.socket)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer socket.Close()
+	shim, err := t.launch(k, socket)
+	if err != nil {
+		return nil, nil, err
+	}
+	k.mu.Lock()
+	k.child = shim
+	k.shim = record.Shim{
+		Version: record.Version, PID: shim.proc.PID(), StartTime: shim.proc.StartTime(), Socket: k.socket,
+	}
+	made := k.shim
+	k.mu.Unlock()
+	if err := record.Write("runtime.shim", k.dir, record.ShimFile, made); err != nil {
+		return shim, nil, err
+	}
+	t.place(k, made.PID, p.cgroup)
+	c, err := dial(ctx, k.socket)
+	if err != nil {
+		err = fmt.Errorf("connect to the shim: %w", err)
+	}
+	return shim, c, err
+}
+
+// created takes a task over from its shim: the outcome of the intent.
+func (k *task) created(c *conn) error {
+	started, err := readRecord[record.Started](k.dir, record.StartedFile)
+	if err == nil && started == nil {
+		err = fmt.Errorf("the shim has left no %s", record.StartedFile)
+	}
+	if err != nil {
+		return err
+	}
+	if err := k.hold(k.init, *started); err != nil {
+		return err
+	}
+	k.setStatus(apitask.Status_CREATED)
+	k.set(connected, "", c)
+	return nil
+}
+
+// undo removes what a failed create has made, and gives the error for the
+// caller. answered says that the shim itself said that it failed, so it has
+// cleaned up. What can't be undone now stays in the table and is tried again.
+func (t *Tasks) undo(k *task, shim *child, c *conn, answered bool, cause error) error {
+	tail := logTail(k.dir)
+	err := t.undoShim(t.ctx, k, shim, c, answered)
+	if err == nil {
+		err = t.clear(k)
+	}
+	if tail != "" {
+		cause = &shimError{cause, tail}
+	}
+	if err == nil {
+		t.drop(k)
+		return cause
+	}
+	t.cfg.Log.Error("failed create not undone yet", "namespace", k.ns, "id", k.id, "error", err)
+	k.set(adopting, fmt.Sprintf("a create failed and is not undone yet: %v", err), nil)
+	t.wg.Go(func() { t.supervise(k) })
+	return errors.Join(cause, fmt.Errorf("undo: %w", err))
+}
+
+// undoShim ends the shim of a failed create and all that came of it.
+func (t *Tasks) undoShim(ctx context.Context, k *task, shim *child, c *conn, answered bool) error {
+	if shim == nil {
+		return nil
+	}
+	clean := answered && t.dismiss(ctx, c) == nil
+	if c != nil {
+		c.close()
+	}
+	grace, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Shutdown)
+	defer cancel()
+	if !clean {
+		cancel() // it has nothing to wait for
+	}
+	if err := shim.gone(grace); err != nil {
+		return err
+	}
+	_, err := os.Lstat(filepath.Join(k.dir, record.StartedFile))
+	if clean && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	_, err = t.remains(ctx, k)
+	return err
+}
+
+// clear removes the bundle and the socket of a task of which no process is left.
+func (t *Tasks) clear(k *task) error {
+	if err := t.bundles.remove(t.cfg.Log, k.ns, k.id); err != nil {
+		return err
+	}
+	if err := os.Remove(k.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// place makes the kernel kill a shim before the daemon when memory runs out, and
+// moves it into the cgroup that was asked for. Where that is refused it is
+// logged and no more: containers run all the same.
+func (t *Tasks) place(k *task, pid int, cgroup string) {
+	log := t.cfg.Log.With("namespace", k.ns, "id", k.id, "shim", pid)
+	own, err := sys.OOMScore(os.Getpid())
+	if err == nil && own < sys.MaxOOMScore {
+		err = sys.SetOOMScore(pid, own+1)
+	}
+	if err != nil {
+		log.Warn("oom score of the shim not set", "error", err)
+	}
+	if cgroup == "" {
+		return
+	}
+	if err := sys.JoinCgroup(pid, cgroup); err != nil {
+		log.Warn("shim not moved into its cgroup", "cgroup", cgroup, "error", err)
+	}
+}
+
+// shimError is an error of a shim together with the end of its log.
+type shimError struct {
+	err error
+	log string
+}
+
+func (e *shimError) Error() string {
+	return fmt.Sprintf("(shim log: %q) %v", e.log, e.err)
+}
+
+func (e *shimError) Unwrap() error { return e.err }

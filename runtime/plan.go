@@ -1,0 +1,181 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	shimtask "github.com/berthd/berth/api/runtime/task/v3"
+	"github.com/berthd/berth/api/services/containers/v1"
+	"github.com/berthd/berth/api/services/tasks/v1"
+	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/api/types/runc"
+	"github.com/berthd/berth/runtime/record"
+)
+
+// Runtime names that mean our own shim.
+const (
+	RuntimeRunc  = "io.containerd.runc.v2"
+	RuntimeBerth = "io.berth.runc.v1"
+)
+
+const optionsType = "containerd.runc.v1.Options"
+
+// plan is a checked request to create a task.
+type plan struct {
+	intent  record.Intent // without the boot id and the time
+	config  []byte
+	request *shimtask.CreateTaskRequest
+	cgroup  string // where the shim is to be, if anywhere
+}
+
+// plan checks what a Create asks for. Nothing has happened when it fails.
+func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequest) (*plan, error) {
+	id := r.GetContainerId()
+	switch {
+	case c.GetId() != id:
+		return nil, fmt.Errorf("container %q is not %q: %w", c.GetId(), id, errdefs.ErrInvalidArgument)
+	case r.GetCheckpoint() != nil:
+		return nil, fmt.Errorf("restoring from a checkpoint: %w", errdefs.ErrNotImplemented)
+	case r.GetTaskApiAddress() != "":
+		return nil, fmt.Errorf("task API at %q: joining a sandbox: %w", r.GetTaskApiAddress(), errdefs.ErrNotImplemented)
+	case len(c.GetSpec().GetValue()) == 0:
+		return nil, fmt.Errorf("container %q has no spec: %w", id, errdefs.ErrInvalidArgument)
+	}
+	runtime := c.GetRuntime().GetName()
+	if r.GetRuntimePath() != "" {
+		runtime = r.GetRuntimePath()
+	}
+	options, o, err := runtimeOptions(c, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.resolve(runtime); err != nil {
+		return nil, err
+	}
+	p := &plan{
+		config: c.GetSpec().GetValue(),
+		cgroup: o.GetShimCgroup(),
+		intent: record.Intent{
+			Version: record.Version, Namespace: ns, ID: id, Runtime: runtime, Binary: t.cfg.Shim,
+			Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(),
+		},
+		request: &shimtask.CreateTaskRequest{
+			Id: id, Bundle: t.bundles.path(ns, id), Rootfs: r.GetRootfs(), Options: options,
+			Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(),
+		},
+	}
+	if options != nil {
+		p.intent.Options = &record.Any{TypeURL: options.GetTypeUrl(), Value: options.GetValue()}
+	}
+	for _, m := range r.GetRootfs() {
+		p.intent.Rootfs = append(p.intent.Rootfs, recordMount(m))
+	}
+	return p, nil
+}
+
+func recordMount(m *types.Mount) record.Mount {
+	return record.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()}
+}
+
+// runtimeOptions gives those of the request, else those of the container, with
+// the bare type name that shims expect. Options of another kind are a plain
+// error, as the contract has it.
+func runtimeOptions(c *containers.Container, r *tasks.CreateTaskRequest) (*anypb.Any, *runc.Options, error) {
+	options, whose := r.GetOptions(), "task"
+	if len(options.GetValue()) == 0 {
+		// Even without a value, a wrong type shows that the client means
+		// another runtime.
+		if _, name, _ := cutLast(options.GetTypeUrl(), "/"); name != "" && name != optionsType {
+			return nil, nil, fmt.Errorf("task options of type %q: this runtime takes %s", name, optionsType)
+		}
+		options, whose = c.GetRuntime().GetOptions(), "container's runtime"
+	}
+	if len(options.GetValue()) == 0 {
+		return nil, nil, nil
+	}
+	if _, name, _ := cutLast(options.GetTypeUrl(), "/"); name != optionsType {
+		return nil, nil, fmt.Errorf("%s options of type %q: this runtime takes %s", whose, name, optionsType)
+	}
+	var o runc.Options
+	if err := proto.Unmarshal(options.GetValue(), &o); err != nil {
+		return nil, nil, fmt.Errorf("%s options: not a %s: %w", whose, optionsType, err)
+	}
+	return &anypb.Any{TypeUrl: optionsType, Value: options.GetValue()}, &o, nil
+}
+
+// resolve checks that a runtime name, or the path of a shim, means our own
+// shim. Shims of others are not served yet.
+func (t *Tasks) resolve(runtime string) error {
+	foreign := func(path string) error {
+		return fmt.Errorf("runtime %q: the shim %s is not berth's own: %w", runtime, path, errdefs.ErrNotImplemented)
+	}
+	switch {
+	case runtime == RuntimeRunc || runtime == RuntimeBerth:
+		return nil
+	case filepath.IsAbs(runtime):
+		info, err := os.Stat(runtime)
+		if err != nil {
+			return fmt.Errorf("runtime %q: %w", runtime, plain(err))
+		}
+		own, err := os.Stat(t.cfg.Shim)
+		if err == nil && os.SameFile(info, own) {
+			return nil
+		}
+		return foreign(runtime)
+	case strings.Contains(runtime, "/"):
+		return fmt.Errorf("runtime %q: neither a runtime name nor an absolute path", runtime)
+	}
+	binary := shimBinary(runtime)
+	if binary == "" {
+		return fmt.Errorf("runtime %q: not a runtime name, such as %s", runtime, RuntimeRunc)
+	}
+	path, err := findShim(binary)
+	if err != nil {
+		return fmt.Errorf("runtime %q: %w", runtime, err)
+	}
+	return foreign(path)
+}
+
+// plain is an error with the text of err and no kind: that a shim's file is
+// missing must not read as a container that is.
+func plain(err error) error { return errors.New(err.Error()) }
+
+// shimBinary gives the name of a runtime's shim: containerd-shim-A-B of the last
+// two parts of the name. "" if it is no runtime name.
+func shimBinary(runtime string) string {
+	parts := strings.Split(runtime, ".")
+	if len(parts) < 2 || parts[0] == "" {
+		return ""
+	}
+	return "containerd-shim-" + strings.Join(parts[len(parts)-2:], "-")
+}
+
+// findShim looks for a shim in the working directory, in PATH and next to the
+// daemon's own binary.
+func findShim(binary string) (string, error) {
+	if wd, err := os.Getwd(); err == nil && executable(filepath.Join(wd, binary)) {
+		return filepath.Join(wd, binary), nil
+	}
+	if path, err := exec.LookPath(binary); err == nil {
+		return path, nil
+	}
+	if self, err := os.Executable(); err == nil {
+		if path := filepath.Join(filepath.Dir(self), binary); executable(path) {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("its shim %s is not installed: not in PATH, nor next to the daemon", binary)
+}
+
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}

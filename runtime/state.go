@@ -1,0 +1,279 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	shimtask "github.com/berthd/berth/api/runtime/task/v3"
+	"github.com/berthd/berth/api/services/tasks/v1"
+	"github.com/berthd/berth/api/types"
+	apitask "github.com/berthd/berth/api/types/task"
+	"github.com/berthd/berth/internal/filter"
+	"github.com/berthd/berth/internal/names"
+	"github.com/berthd/berth/runtime/record"
+)
+
+// maxQuestions bounds how many shims one List or Metrics asks at once.
+const maxQuestions = 32
+
+// Get tells the state of a process.
+func (t *Tasks) Get(ctx context.Context, ns string, r *tasks.GetRequest) (*tasks.GetResponse, error) {
+	k, err := t.lookup(ns, r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	p, err := t.state(ctx, k, r.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	return &tasks.GetResponse{Process: p}, nil
+}
+
+// state finds the state of a process: what the daemon is sure of, else what the
+// shim says.
+func (t *Tasks) state(ctx context.Context, k *task, exec string) (*apitask.Process, error) {
+	if v := k.view(); exec == "" && v.exit != nil {
+		return k.known(v), nil
+	}
+	var reply *shimtask.StateResponse
+	_, err := t.with(ctx, k.ns, k.id, "state", func(k *task, c *conn) (err error) {
+		reply, err = call(ctx, c, "tell its state", t.cfg.Deadlines.State, c.shim.State,
+			&shimtask.StateRequest{Id: k.id, ExecId: exec})
+		return err
+	})
+	var gone *goneError
+	switch {
+	case errors.As(err, &gone) && exec == "":
+		return k.known(k.view()), nil
+	case errors.As(err, &gone):
+		return k.knownExec(exec)
+	case err == nil:
+		if exec == "" {
+			k.setStatus(reply.GetStatus())
+		}
+		return processOf(k.id, exec, reply), nil
+	case errdefs.IsNotFound(err), errdefs.IsUnavailable(err), errdefs.IsFailedPrecondition(err),
+		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return nil, err
+	}
+	t.cfg.Log.Warn("shim can't tell a state", "namespace", k.ns, "id", k.id, "exec", exec, "error", err)
+	p := k.known(k.view())
+	p.Status = apitask.Status_UNKNOWN
+	return p, nil
+}
+
+func processOf(id, exec string, s *shimtask.StateResponse) *apitask.Process {
+	if exec == "" {
+		exec = id
+	}
+	return &apitask.Process{
+		ContainerId: id, Id: exec, Pid: s.GetPid(), Status: s.GetStatus(),
+		Stdin: s.GetStdin(), Stdout: s.GetStdout(), Stderr: s.GetStderr(), Terminal: s.GetTerminal(),
+		ExitStatus: s.GetExitStatus(), ExitedAt: s.GetExitedAt(),
+	}
+}
+
+// known is the state of init as the daemon itself knows it.
+func (k *task) known(v view) *apitask.Process {
+	p := &apitask.Process{
+		ContainerId: k.id, Id: k.id, Pid: uint32(v.init.PID), Status: v.status,
+		Stdin: v.intent.Stdin, Stdout: v.intent.Stdout, Stderr: v.intent.Stderr, Terminal: v.intent.Terminal,
+	}
+	if v.exit != nil {
+		p.Status, p.ExitStatus, p.ExitedAt = apitask.Status_STOPPED, v.exit.Status, timestamp(v.exit.ExitedAt)
+	}
+	return p
+}
+
+// knownExec is the state of an exec whose shim has died.
+func (k *task) knownExec(exec string) (*apitask.Process, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.execs[exec]
+	if p == nil {
+		return nil, fmt.Errorf("exec %q of task %q: %w", exec, k.id, errdefs.ErrNotFound)
+	}
+	s := &apitask.Process{ContainerId: k.id, Id: exec, Pid: uint32(p.started.PID), Status: apitask.Status_RUNNING}
+	switch {
+	case !p.over():
+	case p.err != nil:
+		return nil, p.err
+	default:
+		s.Pid, s.Status = uint32(p.exit.PID), apitask.Status_STOPPED
+		s.ExitStatus, s.ExitedAt = p.exit.Status, timestamp(p.exit.ExitedAt)
+	}
+	return s, nil
+}
+
+// List tells the state of every task of the namespace, in order of id. A shim
+// that does not answer in time does not take its task off the list: then its
+// last known state is told.
+func (t *Tasks) List(ctx context.Context, ns string, _ *tasks.ListTasksRequest) (*tasks.ListTasksResponse, error) {
+	if err := names.Namespace(ns); err != nil {
+		return nil, err
+	}
+	all := t.list(ns)
+	states := make([]*apitask.Process, len(all))
+	t.each(all, func(i int, k *task) {
+		v := k.view()
+		if v.stand == connected && v.exit == nil {
+			p, err := t.state(ctx, k, "")
+			if errdefs.IsNotFound(err) {
+				return // deleted meanwhile
+			}
+			if err == nil {
+				states[i] = p
+				return
+			}
+		}
+		states[i] = k.known(k.view())
+	})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	reply := &tasks.ListTasksResponse{}
+	for _, s := range states {
+		if s != nil {
+			reply.Tasks = append(reply.Tasks, s)
+		}
+	}
+	return reply, nil
+}
+
+// each calls do for every task, maxQuestions at once.
+func (t *Tasks) each(all []*task, do func(i int, k *task)) {
+	var wg sync.WaitGroup
+	turn := make(chan struct{}, maxQuestions)
+	for i, k := range all {
+		turn <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turn }()
+			do(i, k)
+		})
+	}
+	wg.Wait()
+}
+
+// ListPids lists every process of a task.
+func (t *Tasks) ListPids(ctx context.Context, ns string, r *tasks.ListPidsRequest) (*tasks.ListPidsResponse, error) {
+	var reply *shimtask.PidsResponse
+	_, err := t.with(ctx, ns, r.GetContainerId(), "list pids", func(k *task, c *conn) (err error) {
+		reply, err = call(ctx, c, "list its processes", t.cfg.Deadlines.Control, c.shim.Pids, &shimtask.PidsRequest{Id: k.id})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &tasks.ListPidsResponse{Processes: reply.GetProcesses()}, nil
+}
+
+// Metrics gives the statistics of the namespace's tasks that match any of the
+// filters (fields id and namespace). A task that doesn't answer is left out.
+func (t *Tasks) Metrics(ctx context.Context, ns string, r *tasks.MetricsRequest) (*tasks.MetricsResponse, error) {
+	if err := names.Namespace(ns); err != nil {
+		return nil, err
+	}
+	matching, err := filter.ParseAll(r.GetFilters()...)
+	if err != nil {
+		return nil, err
+	}
+	var all []*task
+	for _, k := range t.list(ns) {
+		if matching.Match(filter.AdaptorFunc(k.field)) {
+			all = append(all, k)
+		}
+	}
+	metrics := make([]*types.Metric, len(all))
+	t.each(all, func(i int, k *task) {
+		v := k.view()
+		if v.stand != connected {
+			return
+		}
+		reply, err := call(ctx, v.conn, "tell its statistics", t.cfg.Deadlines.State, v.conn.shim.Stats, &shimtask.StatsRequest{Id: k.id})
+		if err != nil {
+			t.cfg.Log.Debug("task left out of the metrics", "namespace", k.ns, "id", k.id, "error", err)
+			return
+		}
+		metrics[i] = &types.Metric{Timestamp: timestamppb.New(t.cfg.Now()), Id: k.id, Data: reply.GetStats()}
+	})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	reply := &tasks.MetricsResponse{}
+	for _, m := range metrics {
+		if m != nil {
+			reply.Metrics = append(reply.Metrics, m)
+		}
+	}
+	return reply, nil
+}
+
+// field gives what a filter may ask of a task.
+func (k *task) field(path []string) (string, bool) {
+	if len(path) != 1 {
+		return "", false
+	}
+	switch path[0] {
+	case "id":
+		return k.id, true
+	case "namespace":
+		return k.ns, true
+	}
+	return "", false
+}
+
+// Wait returns once a process has exited, also if that was long ago. It does not
+// mind a shim that dies or is away: what ended is told from the records.
+func (t *Tasks) Wait(ctx context.Context, ns string, r *tasks.WaitRequest) (*tasks.WaitResponse, error) {
+	k, err := t.lookup(ns, r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	p, err := t.awaited(k, r.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.done:
+	default:
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-t.ctx.Done():
+			return nil, fmt.Errorf("wait for task %q: the daemon is stopping: %w", k.id, errdefs.ErrUnavailable)
+		}
+	}
+	if p.err != nil {
+		return nil, p.err
+	}
+	return &tasks.WaitResponse{ExitStatus: p.exit.Status, ExitedAt: timestamp(p.exit.ExitedAt)}, nil
+}
+
+// awaited gives a process that will be resolved.
+func (t *Tasks) awaited(k *task, exec string) (*process, error) {
+	k.mu.Lock()
+	p := k.processLocked(exec)
+	stand, c := k.stand, k.conn
+	orphan := (stand == lost || stand == stopped) && !p.over() && !p.watched && exec != ""
+	if orphan {
+		// Its shim has died, and left no word of it.
+		delete(k.execs, exec)
+		p.resolve(record.Exit{}, fmt.Errorf("exec %q of task %q: %w", exec, k.id, errdefs.ErrNotFound))
+	}
+	k.mu.Unlock()
+	if stand != connected || p.over() {
+		return p, nil
+	}
+	if err := t.begin(); err != nil {
+		return nil, err
+	}
+	defer t.wg.Done()
+	t.ask(k, p, c)
+	return p, nil
+}
