@@ -23,7 +23,8 @@ const (
 )
 
 // MarshalAny packs a message under its bare full name, the way the wire names
-// types. What is an Any already comes back as it is, whatever it holds.
+// types. What is an Any already comes back as it is, whatever it holds. No
+// message, or one with text that is no UTF-8, is InvalidArgument.
 func MarshalAny(m proto.Message) (*anypb.Any, error) {
 	if packed, ok := m.(*anypb.Any); ok {
 		return packed, nil
@@ -34,7 +35,7 @@ func MarshalAny(m proto.Message) (*anypb.Any, error) {
 	name := m.ProtoReflect().Descriptor().FullName()
 	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
-		return nil, fmt.Errorf("pack %s: %w", name, err)
+		return nil, fmt.Errorf("pack %s: %w: %w", name, err, errdefs.ErrInvalidArgument)
 	}
 	return &anypb.Any{TypeUrl: string(name), Value: value}, nil
 }

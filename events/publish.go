@@ -1,0 +1,96 @@
+package events
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/internal/names"
+	"github.com/berthd/berth/protobuf"
+)
+
+// Publish journals an event with the time of now. The event may be an Any
+// already, of whatever type. It is in the journal when Publish returns; ctx is
+// not waited on, as what the event tells has happened. FailedPrecondition
+// without a namespace; InvalidArgument for a bad namespace, topic or event;
+// ResourceExhausted if it is too large; Unavailable if it can't be written.
+func (j *Journal) Publish(ctx context.Context, namespace, topic string, event proto.Message) error {
+	if err := names.Namespace(namespace); err != nil {
+		return fmt.Errorf("publish event %q: %w", shorten(topic), err)
+	}
+	if err := names.Topic(topic); err != nil {
+		return fmt.Errorf("publish event: %w", err)
+	}
+	packed, err := protobuf.MarshalAny(event)
+	if err != nil {
+		return fmt.Errorf("publish event %q: %w", topic, err)
+	}
+	if packed.GetTypeUrl() == "" {
+		return fmt.Errorf("publish event %q: its type is not named: %w", topic, errdefs.ErrInvalidArgument)
+	}
+	return j.journal(&types.Envelope{
+		Timestamp: timestamppb.New(j.now()),
+		Namespace: namespace,
+		Topic:     topic,
+		Event:     packed,
+	})
+}
+
+// Forward journals an event that a shim or another process made, as it is; a
+// missing time counts as 1970. InvalidArgument for a bad namespace or topic,
+// also for none; the rest as for Publish.
+func (j *Journal) Forward(ctx context.Context, envelope *types.Envelope) error {
+	if err := names.Identifier(envelope.GetNamespace()); err != nil {
+		return fmt.Errorf("forward event %q: namespace: %w", shorten(envelope.GetTopic()), err)
+	}
+	if err := names.Topic(envelope.GetTopic()); err != nil {
+		return fmt.Errorf("forward event: %w", err)
+	}
+	if envelope.GetTimestamp() == nil {
+		envelope = proto.CloneOf(envelope)
+		envelope.Timestamp = &timestamppb.Timestamp{}
+	}
+	return j.journal(envelope)
+}
+
+// buffers are for records on their way to the file.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// maxPooled is the largest buffer that is kept for the next event.
+const maxPooled = 64 << 10
+
+func (j *Journal) journal(envelope *types.Envelope) error {
+	if size, limit := int64(proto.Size(envelope)), min(maxBody, j.maxBytes/4); size > limit {
+		return fmt.Errorf("event %q of %d bytes: more than %d: %w", envelope.Topic, size, limit, errdefs.ErrResourceExhausted)
+	}
+	buffer := buffers.Get().(*[]byte)
+	defer func() {
+		if cap(*buffer) <= maxPooled {
+			buffers.Put(buffer)
+		}
+	}()
+	var free [headerLen]byte
+	record, err := proto.MarshalOptions{}.MarshalAppend(append((*buffer)[:0], free[:]...), envelope)
+	if err != nil {
+		return fmt.Errorf("event %q: %w: %w", envelope.Topic, err, errdefs.ErrInvalidArgument)
+	}
+	*buffer = record
+	if err := j.append(record); err != nil {
+		return fmt.Errorf("event %q: %w", envelope.Topic, err)
+	}
+	return nil
+}
+
+// shorten keeps a text of unknown length readable.
+func shorten(text string) string {
+	const shown = 100
+	if len(text) > shown {
+		return text[:shown] + "..."
+	}
+	return text
+}
