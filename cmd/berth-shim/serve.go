@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/sys"
+	"github.com/berthd/berth/shim"
+)
+
+// socketFD is where the daemon leaves the listening socket.
+const socketFD = 3
+
+// gcPercent trades time, of which a shim needs little, for memory, of which a
+// machine with many shims has many times what one takes.
+const gcPercent = 20
+
+// flushTime bounds how long a shim that leaves tries to deliver its last events.
+const flushTime = 5 * time.Second
+
+// serve supervises a container until Shutdown.
+func serve(a arguments) error {
+	debug.SetGCPercent(gcPercent)
+	log := newLog(a.debug)
+	if err := sys.SetSubreaper(); err != nil {
+		return err
+	}
+	claim, err := shim.Claim(a.bundle)
+	if err != nil {
+		return err
+	}
+	defer claim.Close()
+	listener, err := inherited()
+	if err != nil {
+		return err
+	}
+	ignoreSignals(log)
+	yieldToDaemon(log)
+
+	publisher := &shim.Publisher{Address: os.Getenv("TTRPC_ADDRESS"), Namespace: a.namespace, Log: log}
+	s := shim.New(shim.Config{
+		Namespace: a.namespace,
+		Publish:   publisher.Publish,
+		Hurry:     publisher.Hurry,
+		Log:       log,
+	})
+	server, err := shim.NewServer(s)
+	if err != nil {
+		return err
+	}
+	log.Debug("shim serves", "namespace", a.namespace, "id", a.id, "pid", os.Getpid())
+	if err := server.Serve(context.Background(), listener); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	if err := publisher.Flush(ctx); err != nil {
+		log.Warn("shim leaves with events that the daemon did not take", "error", err)
+	}
+	return nil
+}
+
+// inherited takes the listening socket that the daemon has left.
+func inherited() (net.Listener, error) {
+	f := os.NewFile(socketFD, "socket")
+	defer f.Close()
+	listener, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("file descriptor %d is no listening socket; berth-shim serve is run by berthd: %w", socketFD, err)
+	}
+	if u, ok := listener.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false) // the daemon made it, and removes it
+	}
+	return listener, nil
+}
+
+// ignoreSignals keeps a signal that is meant for the daemon, or sent by mistake,
+// from ending the one process that can tell how a container ends. They are
+// caught, not ignored: an ignored signal stays so in the containers.
+func ignoreSignals(log *slog.Logger) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE)
+	go func() {
+		for sig := range signals {
+			if sig != unix.SIGPIPE {
+				log.Warn("signal ignored, the shim leaves when its container is deleted", "signal", sig.String())
+			}
+		}
+	}()
+}
+
+// yieldToDaemon makes the kernel, when memory runs out, prefer to end this shim
+// and its container to ending the daemon.
+func yieldToDaemon(log *slog.Logger) {
+	score, err := sys.OOMScore(os.Getppid())
+	if err == nil {
+		err = sys.SetOOMScore(os.Getpid(), score+1)
+	}
+	if err != nil {
+		log.Warn("oom score not set", "error", err)
+	}
+}

@@ -1,0 +1,175 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	task "github.com/berthd/berth/api/runtime/task/v3"
+	"github.com/berthd/berth/internal/sys"
+	"github.com/berthd/berth/protobuf"
+	"github.com/berthd/berth/runtime/record"
+)
+
+// lockLook is how often Cleanup looks whether another one is done.
+const lockLook = 20 * time.Millisecond
+
+// Claim makes this process the one that supervises a bundle, until it ends. The
+// claim is a lock on the bundle's directory, which the kernel drops with the
+// process, however that ends.
+func Claim(bundle string) (*os.File, error) {
+	dir, err := os.Open(bundle)
+	if err != nil {
+		return nil, fmt.Errorf("bundle: %w", err)
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = dir.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("bundle %s has a live shim: %w", bundle, errdefs.ErrFailedPrecondition)
+		}
+		return nil, fmt.Errorf("lock bundle %s: %w", bundle, err)
+	}
+	return dir, nil
+}
+
+// claimOrWait waits for a claim while its holder may be another Cleanup. A shim
+// that is known to live is not waited for.
+func claimOrWait(ctx context.Context, bundle string) (*os.File, error) {
+	for {
+		dir, err := Claim(bundle)
+		if err == nil || !errors.Is(err, errdefs.ErrFailedPrecondition) {
+			return dir, err
+		}
+		var shim record.Shim
+		if record.Read(bundle, record.ShimFile, &shim) == nil && sys.Alive(shim.PID, shim.StartTime) {
+			return nil, err
+		}
+		if !sleep(ctx, lockLook) {
+			return nil, err
+		}
+	}
+}
+
+// sleep waits, and tells whether it was for the whole time.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Cleanup kills and removes what is left of a task whose shim is dead, and
+// tells how init ended. It can be repeated, and leaves the bundle itself to the
+// daemon. While the shim lives it is refused (FailedPrecondition).
+func Cleanup(ctx context.Context, namespace, id, bundle string, config Config) (*task.DeleteResponse, error) {
+	config.setDefaults()
+	claim, err := claimOrWait(ctx, bundle)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &task.DeleteResponse{ExitStatus: unobserved, ExitedAt: protobuf.Timestamp(time.Now())}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer claim.Close()
+
+	// The status first: what is killed below was alive until then.
+	exit, recorded := lastExit(bundle)
+	how := recordedRuntime(namespace, bundle)
+	failed := config.Runtime(how, bundle).Delete(ctx, id, true)
+	// The runtime may have forgotten the container, or be gone itself. The
+	// records still know the processes, and if these are dead that is enough.
+	if failed != nil {
+		config.Log.Warn("OCI runtime did not delete the container", "task", id, "error", failed)
+	}
+	if err := killRecorded(ctx, bundle); err != nil {
+		return nil, fmt.Errorf("clean up task %q: %w", id, errors.Join(err, failed))
+	}
+	if err := config.Mounter.Unmount(filepath.Join(bundle, record.RootfsDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("clean up task %q: unmount rootfs: %w", id, err)
+	}
+	if !recorded { // so that it is the same the next time
+		if err := record.Write("shim.cleanup", bundle, record.ExitFile, exit); err != nil {
+			return nil, fmt.Errorf("clean up task %q: %w", id, err)
+		}
+	}
+	return &task.DeleteResponse{
+		Pid:        uint32(exit.PID),
+		ExitStatus: exit.Status,
+		ExitedAt:   protobuf.Timestamp(exit.ExitedAt),
+	}, nil
+}
+
+// lastExit tells how init of a bundle ended, or will have ended once Cleanup has
+// killed it, and whether that is on record.
+func lastExit(bundle string) (exit record.Exit, recorded bool) {
+	if record.Read(bundle, record.ExitFile, &exit) == nil {
+		return exit, true
+	}
+	exit = record.Exit{Version: record.Version, Status: unobserved, ExitedAt: time.Now().UTC()}
+	var started record.Started
+	if err := record.Read(bundle, record.StartedFile, &started); err != nil {
+		exit.Reason = "exit unobserved: its shim died, and left no record of a process"
+		return exit, false
+	}
+	exit.PID = started.PID
+	stat, err := sys.ReadStat(started.PID)
+	switch {
+	case err != nil || stat.StartTime != started.StartTime:
+		exit.Reason = "exit unobserved: it ended after its shim had died"
+	case stat.Dead():
+		exit.Status, exit.Reason = exitStatus(unix.WaitStatus(stat.ExitCode)), "its shim had died; status of the zombie"
+	default:
+		exit.Status, exit.Reason = 128+uint32(unix.SIGKILL), "killed, since its shim had died"
+	}
+	return exit, false
+}
+
+// recordedRuntime tells how the OCI runtime of a bundle was called; without a
+// record, as it would be without options.
+func recordedRuntime(namespace, bundle string) record.Runtime {
+	var how record.Runtime
+	if record.Read(bundle, record.RuntimeFile, &how) == nil {
+		return how
+	}
+	return runtimeOf(namespace, "", "", false)
+}
+
+// killRecorded kills the processes of a bundle that the runtime left alive, and
+// waits until they are dead.
+func killRecorded(ctx context.Context, bundle string) error {
+	dirs, err := filepath.Glob(filepath.Join(bundle, record.ExecsDir, "*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range append([]string{bundle}, dirs...) {
+		var started record.Started
+		if record.Read(dir, record.StartedFile, &started) != nil || !sys.Alive(started.PID, started.StartTime) {
+			continue
+		}
+		handle, err := sys.OpenProcess(started.PID)
+		if err != nil {
+			continue // it ended just now
+		}
+		if handle.StartTime() == started.StartTime {
+			err = handle.Signal(unix.SIGKILL)
+			if err == nil {
+				err = handle.Exited(ctx)
+			}
+		}
+		if err := errors.Join(err, handle.Close()); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("process %d does not end: %w", started.PID, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	apievents "github.com/berthd/berth/api/events"
+	"github.com/berthd/berth/internal/sys"
+	"github.com/berthd/berth/protobuf"
+	"github.com/berthd/berth/runtime/record"
+)
+
+// othersTime bounds how long the exit of init waits for processes that were
+// killed with it, and hang in the kernel.
+const othersTime = 10 * time.Second
+
+// unobserved is the status of a process that somebody else waited for.
+const unobserved = 255
+
+// watch waits for a process in the background and sees its exit through.
+func (s *Shim) watch(p *process) {
+	s.watchers.Go(func() {
+		ws, err := p.handle.Wait(context.Background())
+		s.known.remove(p.pid)
+		e := record.Exit{Version: record.Version, PID: p.pid, Status: exitStatus(ws), ExitedAt: time.Now().UTC()}
+		if err != nil {
+			e.Status, e.Reason = unobserved, fmt.Sprintf("exit unobserved: %v", err)
+			s.config.Log.Error("exit unobserved", "task", p.c.id, "exec", p.id, "pid", p.pid, "error", err)
+		}
+		p.c.finish(p, e)
+		s.sweep()
+		s.trim.Reset(trimTime)
+	})
+}
+
+// exitStatus is the wire's form of how a process ended: its code, or 128 and
+// the number of the signal.
+func exitStatus(ws unix.WaitStatus) uint32 {
+	if ws.Signaled() {
+		return 128 + uint32(ws.Signal())
+	}
+	return uint32(ws.ExitStatus())
+}
+
+// finish sees the exit of a process through, in the order that the package
+// comment gives.
+func (c *container) finish(p *process, e record.Exit) {
+	if p.isInit() {
+		c.mu.Lock()
+		c.ended = true // no exec starts any more
+		c.mu.Unlock()
+	}
+	c.awaitStart(p)
+	if p.isInit() {
+		c.endOthers()
+	}
+	log := c.shim.config.Log
+	if !p.streams.settle() {
+		log.Warn("exit reported before all output is read, the reader is slow", "task", c.id, "exec", p.id)
+	}
+	if err := record.Write("shim.exit", p.dir, record.ExitFile, e); err != nil {
+		log.Error("exit not recorded", "task", c.id, "exec", p.id, "status", e.Status, "error", err)
+	}
+	_ = p.handle.Close() // a descriptor without data
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.happen(Exited)
+	p.exit = e
+	if !p.silent {
+		c.shim.config.Publish(topicExit, &apievents.TaskExit{
+			ContainerId: c.id,
+			Id:          p.eventID(),
+			Pid:         uint32(e.PID),
+			ExitStatus:  e.Status,
+			ExitedAt:    protobuf.Timestamp(e.ExitedAt),
+		})
+	}
+	close(p.exited)
+}
+
+// endOthers returns when every exec's exit has been seen through. Where the
+// kernel does not end them with init, they are killed.
+func (c *container) endOthers() {
+	if !c.private {
+		ctx, cancel := cleaning(context.Background())
+		defer cancel()
+		// The runtime finds them by cgroup. It fails if there are none.
+		err := c.shim.call(func() error { return c.runtime.Kill(ctx, c.id, unix.SIGKILL, true) }, nil)
+		if err != nil && len(c.execsIn(Running)) > 0 {
+			c.shim.config.Log.Warn("processes of a container without a pid namespace not killed by the runtime", "task", c.id, "error", err)
+		}
+	}
+	for _, p := range c.execsIn(Running) {
+		c.awaitStart(p)
+		c.mu.Lock()
+		running, handle := p.state == Running, p.handle
+		c.mu.Unlock()
+		if !running {
+			continue // its start failed
+		}
+		if !c.private {
+			_ = handle.Signal(unix.SIGKILL) // it may be gone by now
+		}
+		if !within(othersTime, p.exited) {
+			c.shim.config.Log.Error("exec outlives init", "task", c.id, "exec", p.id, "pid", p.pid)
+		}
+	}
+}
+
+// end kills a child that nobody watches yet and reaps it.
+func (s *Shim) end(ctx context.Context, handle *sys.Process) error {
+	ctx, cancel := cleaning(ctx)
+	defer cancel()
+	_ = handle.Signal(unix.SIGKILL) // it may have ended by itself
+	_, err := handle.Wait(ctx)
+	s.known.remove(handle.PID())
+	return errors.Join(err, handle.Close())
+}
+
+// isChild tells whether a process is a child of this one, so that its pid can't
+// have been used again.
+func isChild(pid int) bool {
+	st, err := sys.ReadStat(pid)
+	return err == nil && st.PPID == os.Getpid()
+}
