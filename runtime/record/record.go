@@ -7,6 +7,7 @@
 //	├── config.json      OCI spec, byte for byte as the client gave it     (daemon)
 //	├── intent.json      Intent                                            (daemon)
 //	├── shim.json        Shim: the shim's pid, start time, socket          (daemon)
+//	├── runtime.json     Runtime: how the OCI runtime is called            (shim)
 //	├── init.json        Started: pid and start time of init               (shim)
 //	├── exit.json        Exit of init                                      (shim, or daemon once the shim is dead)
 //	├── execs/EXEC/      init.json and exit.json of each exec              (shim)
@@ -37,6 +38,7 @@ import (
 const (
 	IntentFile     = "intent.json"
 	ShimFile       = "shim.json"
+	RuntimeFile    = "runtime.json"
 	StartedFile    = "init.json"
 	ExitFile       = "exit.json"
 	ConfigFile     = "config.json"
@@ -93,6 +95,15 @@ type Shim struct {
 	PID       int    `json:"pid"`
 	StartTime uint64 `json:"start_time"` // field 22 of /proc/PID/stat, clock ticks since boot
 	Socket    string `json:"socket"`     // absolute path of the unix socket
+}
+
+// Runtime is how the OCI runtime of a container is called, for whoever has to
+// clean up after its shim.
+type Runtime struct {
+	Version       int    `json:"version"`
+	Binary        string `json:"binary,omitempty"` // "" is the default
+	Root          string `json:"root"`             // the runtime's state directory
+	SystemdCgroup bool   `json:"systemd_cgroup,omitempty"`
 }
 
 // Started is a container process that the OCI runtime has made.
