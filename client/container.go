@@ -216,9 +216,14 @@ func (c *Client) record(o ContainerOptions, config *ImageConfig, image string, m
 			return nil, fmt.Errorf("encode runtime options: %w", err)
 		}
 	}
+	marks := map[string]string{}
+	if signal := config.Image.Config.StopSignal; signal != "" {
+		marks[LabelStopSignal] = signal
+	}
+	maps.Copy(marks, o.Labels)
 	return &containers.Container{
 		Id:          o.ID,
-		Labels:      maps.Clone(o.Labels),
+		Labels:      marks,
 		Image:       image,
 		Runtime:     runtime,
 		Spec:        &anypb.Any{TypeUrl: protobuf.TypeSpec, Value: packed},

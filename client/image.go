@@ -90,6 +90,7 @@ type ImageConfig struct {
 	Image    imagespec.Image
 	Manifest imagespec.Descriptor
 	ChainID  digest.Digest // of the unpacked top layer; empty if there are no layers
+	Size     int64         // of manifest, configuration and layers, in bytes
 }
 
 // ImageConfig reads the configuration of an image, of the variant for the
@@ -129,7 +130,10 @@ func (c *Client) imageConfig(ctx context.Context, desc imagespec.Descriptor) (*I
 	if err := c.readJSON(ctx, desc.Digest, maxManifest, &manifest); err != nil {
 		return nil, err
 	}
-	config := &ImageConfig{Manifest: desc}
+	config := &ImageConfig{Manifest: desc, Size: desc.Size + manifest.Config.Size}
+	for _, layer := range manifest.Layers {
+		config.Size += layer.Size
+	}
 	if err := c.readJSON(ctx, manifest.Config.Digest, maxConfig, &config.Image); err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ type Host struct {
 	Seccomp      bool     // the kernel has seccomp filters
 	Capabilities []string // those that this process may pass on, as "CAP_KILL"
 	Hostname     string
+	NetworkFiles []string            // the host's files that belong to its network
 	Devices      []specs.LinuxDevice // what is in /dev; for privileged containers
 }
 
@@ -27,6 +28,11 @@ func ReadHost() (Host, error) {
 	var err error
 	if h.Hostname, err = os.Hostname(); err != nil {
 		return Host{}, fmt.Errorf("read the host's name: %w", err)
+	}
+	for _, file := range networkFiles {
+		if _, err := os.Stat(file); err == nil {
+			h.NetworkFiles = append(h.NetworkFiles, file)
+		}
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
@@ -44,6 +50,9 @@ func ReadHost() (Host, error) {
 	}
 	return h, nil
 }
+
+// networkFiles are the files of a host that say how names are looked up.
+var networkFiles = []string{"/etc/resolv.conf", "/etc/hosts"}
 
 // bounding lists this process's bounding set: nothing beyond it can be granted
 // to a container.

@@ -11,17 +11,14 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// hostNetworkFiles are the files of the host that belong to its network.
-var hostNetworkFiles = []string{"/etc/resolv.conf", "/etc/hosts"}
-
 // mountsOf puts the mounts that the options name after the default ones. One at
 // the same place replaces the earlier.
-func mountsOf(o Options, defaults []specs.Mount) ([]specs.Mount, error) {
+func mountsOf(o Options, host Host, defaults []specs.Mount) ([]specs.Mount, error) {
 	mounts := slices.Clone(defaults)
 	switch o.Network {
 	case NetworkNone, "":
 	case NetworkHost:
-		for _, file := range hostNetworkFiles {
+		for _, file := range host.NetworkFiles {
 			mounts = append(mounts, bind(file, file, true))
 		}
 	default:

@@ -82,7 +82,7 @@ func Build(o Options, config imagespec.ImageConfig, root *Root, host Host) (*spe
 	if err := limit(s, o); err != nil {
 		return nil, err
 	}
-	if s.Mounts, err = mountsOf(o, s.Mounts); err != nil {
+	if s.Mounts, err = mountsOf(o, host, s.Mounts); err != nil {
 		return nil, err
 	}
 	if s.Process.Capabilities, err = capabilities(o, host, user.UID); err != nil {

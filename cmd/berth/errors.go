@@ -1,0 +1,177 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/berthd/berth/client"
+)
+
+// Exit statuses.
+const (
+	statusFailed     = 1
+	statusUsage      = 2
+	statusOwn        = 125 // run and exec: berth itself failed
+	statusNoInvoke   = 126 // run and exec: the command can't be invoked
+	statusNotFound   = 127 // run and exec: there is no such command
+	statusSignalBase = 128 // and the number of a signal
+)
+
+// statusError ends berth with a status. Its error, if any, has been said
+// already, or is said.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *statusError) Unwrap() error { return e.err }
+
+// hintError says what to do next.
+type hintError struct {
+	err  error
+	hint string
+}
+
+func (e *hintError) Error() string { return e.err.Error() }
+func (e *hintError) Unwrap() error { return e.err }
+
+// hint adds to an error what to do next.
+func hint(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return &hintError{err: err, hint: fmt.Sprintf(format, args...)}
+}
+
+// usageError says that berth was called wrongly.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usage(err error) error { return &usageError{err: err} }
+
+// ownAnnotation marks commands whose exit status is that of a process, so that
+// their own failures have a status apart.
+const ownAnnotation = "status"
+
+// report says an error on standard error and gives the exit status.
+func (a *app) report(ran *cobra.Command, err error) int {
+	status := statusFailed
+	_, processOwn := ran.Annotations[ownAnnotation]
+	var asked *statusError
+	var wrong *usageError
+	switch {
+	case errors.As(err, &asked):
+		status = asked.status
+		if asked.err == nil {
+			return status
+		}
+	case processOwn:
+		status = statusOwn
+	case errors.As(err, &wrong):
+		status = statusUsage
+	}
+	fmt.Fprintf(a.err, "berth: %s\n", message(err))
+	for _, text := range a.hints(ran, err) {
+		fmt.Fprintf(a.err, "berth: hint: %s\n", text)
+	}
+	if a.debug {
+		fmt.Fprintf(a.err, "berth: debug: %T: %+v\n", err, err)
+	}
+	return status
+}
+
+// message is the text of an error. Errors that came together stand on lines of
+// their own.
+func message(err error) string {
+	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "\nberth: ")
+}
+
+// hints lists what to do next, as far as that can be told.
+func (a *app) hints(ran *cobra.Command, err error) []string {
+	var hinted *hintError
+	if errors.As(err, &hinted) {
+		return []string{hinted.hint}
+	}
+	var wrong *usageError
+	if errors.As(err, &wrong) {
+		return []string{fmt.Sprintf("%s --help tells how to call it", ran.CommandPath())}
+	}
+	var dial *client.DialError
+	if errors.As(err, &dial) {
+		return dialHints(dial)
+	}
+	var packed *client.NotUnpackedError
+	if errors.As(err, &packed) {
+		return []string{fmt.Sprintf("import the image again with `berth images import --snapshotter %s`", packed.Snapshotter)}
+	}
+	switch {
+	case errdefs.IsUnavailable(err):
+		return []string{"the daemon went away or is starting; its log says more (journalctl -u berth)"}
+	case errdefs.IsNotImplemented(err) && strings.Contains(err.Error(), "unknown service berth."):
+		return []string{fmt.Sprintf("what listens at %s is not berthd, or an older one; `berth version` tells", a.address)}
+	case strings.Contains(err.Error(), "seccomp"):
+		return []string{"if the OCI runtime has no seccomp, run with --seccomp unconfined"}
+	}
+	return nil
+}
+
+// dialHints says how to get at a daemon that does not answer.
+func dialHints(err *client.DialError) []string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return []string{
+			"is the daemon running? start it with `systemctl start berth`, or as root with `berthd`",
+			fmt.Sprintf("if it listens elsewhere, say where with --address or $%s", addressEnv),
+		}
+	case errors.Is(err, fs.ErrPermission):
+		return []string{"you may not use its socket: try as root, or as a member of the socket's group"}
+	}
+	return []string{"the daemon's log says more (journalctl -u berth)"}
+}
+
+// invokeStatus tells from the error of an OCI runtime whether command could not
+// be found or not be invoked; 0: neither, something else is wrong. The texts are
+// those of runc and crun, which agree on none. An error that does not name the
+// command is about something else, such as the runtime itself.
+func invokeStatus(err error, command string) int {
+	text := err.Error()
+	if !strings.Contains(text, `"`+command+`"`) && !strings.Contains(text, "`"+command+"`") && !strings.Contains(text, "crun: ") {
+		return 0
+	}
+	contains := func(parts ...string) bool {
+		for _, part := range parts {
+			if !strings.Contains(text, part) {
+				return false
+			}
+		}
+		return true
+	}
+	switch {
+	case contains("executable file", "not found in $PATH"),
+		contains(`: exec: "`, "no such file or directory"),
+		contains("crun: open executable", "No such file or directory"):
+		return statusNotFound
+	case contains(`: exec: "`, "permission denied"),
+		contains(`: exec: "`, "is a directory"),
+		contains("exec format error"),
+		contains("Exec format error"),
+		contains("crun: open executable"):
+		return statusNoInvoke
+	}
+	return 0
+}

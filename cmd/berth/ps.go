@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berthd/berth/client"
+)
+
+// maxCommand is how much of a command a table shows, in characters.
+const maxCommand = 40
+
+func (a *app) psCommand() *cobra.Command {
+	var all, quiet bool
+	cmd := &cobra.Command{
+		Use:     "ps [-a] [-q]",
+		Aliases: []string{"ls", "list"},
+		Short:   "List containers",
+		Long: "List the containers that run, or with -a all of them.\n\n" +
+			"JSON: a list of objects with id, image, command, status (created, running, paused, pausing,\n" +
+			"exited, unknown), pid, exit_status and exited_at if exited, created_at, runtime, labels.",
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(*cobra.Command, []string) error {
+			return a.withClient(func(ctx context.Context, c *client.Client) error { return a.ps(ctx, c, all, quiet) })
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that do not run")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only the ids")
+	return cmd
+}
+
+func (a *app) ps(ctx context.Context, c *client.Client, all, quiet bool) error {
+	states, err := containerStates(ctx, c)
+	if err != nil {
+		return err
+	}
+	shown := []containerState{}
+	for _, s := range states {
+		if all || s.Status != statusExited && s.Status != statusCreated {
+			shown = append(shown, s)
+		}
+	}
+	switch {
+	case quiet:
+		for _, s := range shown {
+			fmt.Fprintln(a.out, s.ID)
+		}
+		return nil
+	case a.json():
+		return writeJSON(a.out, shown)
+	}
+	return a.psTable(shown)
+}
+
+func (a *app) psTable(states []containerState) error {
+	t := newTable(a.out, "CONTAINER", "IMAGE", "COMMAND", "CREATED", "STATUS")
+	for _, s := range states {
+		t.row(s.ID, or(familiar(s.Image), "-"), shorten(strings.Join(s.Command, " "), maxCommand), a.humanAge(s.CreatedAt), a.humanStatus(s))
+	}
+	return t.flush()
+}
+
+// humanStatus is a status for people: "exited (7) 3 minutes ago".
+func (a *app) humanStatus(s containerState) string {
+	if s.ExitStatus == nil {
+		return s.Status
+	}
+	text := fmt.Sprintf("%s (%d)", s.Status, *s.ExitStatus)
+	if s.ExitedAt != nil && s.ExitedAt.After(time.Unix(0, 0)) {
+		text += " " + a.humanAge(*s.ExitedAt)
+	}
+	return text
+}
+
+// or gives the first text that is not empty.
+func or(texts ...string) string {
+	for _, text := range texts {
+		if text != "" {
+			return text
+		}
+	}
+	return ""
+}
