@@ -1,0 +1,6 @@
+//go:build race
+
+package main
+
+// raceFlag makes the shim under test have the race detector, as the test has.
+const raceFlag = "-race"
