@@ -1,0 +1,169 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/berthd/berth/api/services/namespaces/v1"
+	"github.com/berthd/berth/metadata/rows"
+	"github.com/berthd/berth/snapshots"
+)
+
+// CheckOptions say how deep a check goes.
+type CheckOptions struct {
+	ReadContent bool // read every blob and compare it with its digest
+}
+
+// Problem is one thing that is not as it has to be.
+type Problem struct {
+	Kind      string // "blob", "ingest", "snapshot", "image", "container", "lease", "database"
+	Namespace string // of the row; empty where there is none
+	Object    string // digest, key or name
+	Text      string // what is wrong with it
+}
+
+// String is the problem in one line.
+func (p Problem) String() string {
+	if p.Namespace == "" {
+		return fmt.Sprintf("%s %q: %s", p.Kind, p.Object, p.Text)
+	}
+	return fmt.Sprintf("%s %q of namespace %q: %s", p.Kind, p.Object, p.Namespace, p.Text)
+}
+
+// check is one run of Check.
+type check struct {
+	db    *DB
+	ctx   context.Context
+	yield func(Problem) bool
+	ended bool // nobody wants more
+}
+
+// report hands out a problem.
+func (c *check) report(kind, ns, object, format string, args ...any) {
+	if !c.ended && !c.yield(Problem{kind, ns, short(object), fmt.Sprintf(format, args...)}) {
+		c.ended = true
+	}
+}
+
+// Check compares rows with each other and with what is on disk, in both
+// directions, while all goes on. What is on its way, there or away, is no
+// problem, nor are references that may dangle: of a lease, an image, a
+// container or a label.
+func (db *DB) Check(ctx context.Context, o CheckOptions) iter.Seq[Problem] {
+	return func(yield func(Problem) bool) {
+		c := &check{db: db, ctx: ctx, yield: yield}
+		steps := []func() error{c.rows, c.blobs, c.strayBlobs, c.ingests, c.directories}
+		if o.ReadContent {
+			steps = append(steps, c.read)
+		}
+		for _, step := range steps {
+			if c.ended {
+				return
+			}
+			if err := step(); err != nil {
+				c.report("database", "", db.options.Path, "the check could not go on: %v", err)
+			}
+		}
+	}
+}
+
+// kinds are the names of tables in problems.
+var kinds = map[string]string{
+	containerTable.bucket: "container", imageTable.bucket: "image", leaseTable.bucket: "lease",
+	blobTable.bucket: "blob", ingestTable.bucket: "ingest", snapshotTable.bucket: "snapshot",
+}
+
+// rows looks at the rows alone: whether they can be read, and agree.
+func (c *check) rows() error {
+	return c.db.View(func(tx *Tx) error {
+		for key, value := range tx.scan(namespacesBucket, "") {
+			if err := proto.Unmarshal(value, &namespaces.Namespace{}); err != nil {
+				c.report("database", "", string(key), "the row of this namespace can't be read: %v", err)
+			}
+		}
+		for bucket, empty := range map[string]func() proto.Message{
+			containerTable.bucket: func() proto.Message { return containerTable.make() },
+			imageTable.bucket:     func() proto.Message { return imageTable.make() },
+			leaseTable.bucket:     func() proto.Message { return leaseTable.make() },
+			blobTable.bucket:      func() proto.Message { return blobTable.make() },
+			ingestTable.bucket:    func() proto.Message { return ingestTable.make() },
+			snapshotTable.bucket:  func() proto.Message { return snapshotTable.make() },
+		} {
+			c.table(tx, bucket, empty)
+		}
+		for key := range tx.scan(heldBucket, "") {
+			ns, rest, _ := cut(string(key))
+			if lease, _, _ := cut(rest); !leaseTable.Has(tx, ns, lease) {
+				c.report("lease", ns, lease, "it holds something, but does not exist")
+			}
+		}
+		c.parents(tx)
+		return nil
+	})
+}
+
+// table looks whether the rows of one table can be read, and their namespaces
+// exist.
+func (c *check) table(tx *Tx, bucket string, empty func() proto.Message) {
+	for key, value := range tx.scan(bucket, "") {
+		ns, rest, ok := cut(string(key))
+		if !ok {
+			c.report("database", "", string(key), "a key of bucket %q has no namespace", bucket)
+			continue
+		}
+		if tx.bolt.Bucket([]byte(namespacesBucket)).Get([]byte(ns)) == nil {
+			c.report(kinds[bucket], ns, named(rest), "its namespace has no row")
+		}
+		if err := proto.Unmarshal(value, empty()); err != nil {
+			c.report(kinds[bucket], ns, named(rest), "its row can't be read: %v", err)
+		}
+	}
+}
+
+// parents looks whether every snapshot has the parent that its row names, and
+// the index of children says the same.
+func (c *check) parents(tx *Tx) {
+	index := map[string]bool{}
+	for key := range tx.scan(childrenBucket, "") {
+		index[string(key)] = true
+	}
+	owner := map[string]string{} // of a directory
+	for key, value := range tx.scan(snapshotTable.bucket, "") {
+		ns, rest, _ := cut(string(key))
+		snapshotter, name, _ := cut(rest)
+		stored := &rows.Snapshot{}
+		if proto.Unmarshal(value, stored) != nil {
+			continue // reported already
+		}
+		row := treeRow(name, stored)
+		directory := path(snapshotter, row.ID.String())
+		if other, taken := owner[directory]; taken {
+			c.report("snapshot", ns, name, "its directory %s of %s is also that of %q", row.ID, snapshotter, other)
+		}
+		owner[directory] = name
+		if row.Parent == "" {
+			continue
+		}
+		entry := path(ns, snapshotter, row.Parent, name)
+		if !index[entry] {
+			c.report("snapshot", ns, name, "it is missing from the children of %q", short(row.Parent))
+		}
+		delete(index, entry)
+		parent, err := treeRows{tx, ns, snapshotter}.Get(row.Parent)
+		switch {
+		case err != nil:
+		case parent == nil:
+			c.report("snapshot", ns, name, "its parent %q does not exist", short(row.Parent))
+		case parent.Kind != snapshots.Committed:
+			c.report("snapshot", ns, name, "its parent %q is %s, not committed", short(row.Parent), parent.Kind)
+		}
+	}
+	for entry := range index {
+		parts := strings.SplitN(entry, separator, 4)
+		c.report("snapshot", parts[0], named(entry), "it is counted as a child, but is none")
+	}
+}

@@ -1,0 +1,220 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/berthd/berth/internal/durable"
+	"github.com/berthd/berth/metadata/rows"
+	"github.com/berthd/berth/protobuf"
+	"github.com/berthd/berth/snapshots"
+)
+
+const (
+	// SchemaVersion is that of the databases this program writes.
+	SchemaVersion = 1
+
+	schemaKey = "schema"
+	// lockTimeout is how long another process may still have the file open.
+	lockTimeout = 2 * time.Second
+	// mapSize is the address space set aside for the file. Only a larger file
+	// is mapped anew, which has to wait for all readers.
+	mapSize = 256 << 20
+	// growth is how much a full file grows at once.
+	growth = 1 << 20
+)
+
+// Open opens the database, which it makes if need be. FailedPrecondition: a
+// newer program wrote it. Unavailable: another process has it open. DataLoss:
+// it is damaged. It starts the goroutines that Close ends.
+func Open(ctx context.Context, o Options) (*DB, error) {
+	db := newDB(o)
+	fail := func(err error) (*DB, error) {
+		db.cancel()
+		return nil, fmt.Errorf("open database %q: %w", o.Path, err)
+	}
+	if err := db.openFile(); err != nil {
+		return fail(err)
+	}
+	if err := db.count(ctx); err != nil {
+		return fail(errors.Join(err, db.bolt.Close()))
+	}
+	go db.committer.run()
+	go db.remover.run()
+	return db, nil
+}
+
+// openFile opens the file, once it is known to be whole and of a version that
+// can be read. bbolt looks for free pages in a goroutine of its own, in which a
+// damaged page would end the process; so every page is visited here before.
+func (db *DB) openFile() error {
+	info, err := os.Stat(db.options.Path)
+	isNew := errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0
+	if err != nil && !isNew {
+		return err
+	}
+	if !isNew {
+		if err := db.inspect(); err != nil {
+			return err
+		}
+	}
+	err = db.protect("open", func() (err error) {
+		db.bolt, err = bolt.Open(db.options.Path, 0o600, &bolt.Options{
+			Timeout: lockTimeout, NoFreelistSync: true, FreelistType: bolt.FreelistMapType,
+			InitialMmapSize: mapSize, NoStatistics: true,
+		})
+		return err
+	})
+	if err != nil {
+		return openError(err)
+	}
+	db.bolt.AllocSize = growth
+	if err := db.protect("prepare", db.prepare); err != nil {
+		return errors.Join(err, db.bolt.Close())
+	}
+	if isNew {
+		if err := durable.SyncDir("metadata.open", filepath.Dir(db.options.Path)); err != nil {
+			return errors.Join(err, db.bolt.Close())
+		}
+	}
+	return nil
+}
+
+// inspect reads the version, and visits every page.
+func (db *DB) inspect() error {
+	var file *bolt.DB
+	err := db.protect("inspect", func() (err error) {
+		file, err = bolt.Open(db.options.Path, 0o600, &bolt.Options{ReadOnly: true, Timeout: lockTimeout})
+		if err != nil {
+			return err
+		}
+		return file.View(func(tx *bolt.Tx) error {
+			if err := checkVersion(tx); err != nil {
+				return err
+			}
+			return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return visit(b) })
+		})
+	})
+	if file != nil {
+		err = errors.Join(err, db.protect("close", file.Close))
+	}
+	return openError(err)
+}
+
+// visit reads all keys of a bucket, and of those in it.
+func visit(b *bolt.Bucket) error {
+	return b.ForEach(func(key, value []byte) error {
+		if value == nil {
+			if below := b.Bucket(key); below != nil {
+				return visit(below)
+			}
+		}
+		return nil
+	})
+}
+
+// openError says what an error of bbolt means.
+func openError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, berrors.ErrTimeout):
+		return fmt.Errorf("another process has it open: %w", errdefs.ErrUnavailable)
+	case errors.Is(err, errdefs.ErrFailedPrecondition), errors.Is(err, fs.ErrPermission):
+		return err
+	case errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return fmt.Errorf("the file is damaged; put a backup in its place: %w (%w)", errdefs.ErrDataLoss, err)
+}
+
+// checkVersion refuses what a newer program wrote.
+func checkVersion(tx *bolt.Tx) error {
+	b := tx.Bucket([]byte(schemaBucket))
+	if b == nil {
+		return nil // made, but never prepared
+	}
+	schema := &rows.Schema{}
+	if err := proto.Unmarshal(b.Get([]byte(schemaKey)), schema); err != nil {
+		return fmt.Errorf("its schema can't be read: %w", err)
+	}
+	if schema.Version > SchemaVersion {
+		return fmt.Errorf("its schema has version %d, and this berthd knows versions up to %d: a newer berthd wrote it and has to be used: %w",
+			schema.Version, SchemaVersion, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// prepare makes the buckets and the schema row of a new database.
+func (db *DB) prepare() error {
+	return db.bolt.Update(func(tx *bolt.Tx) error {
+		if err := checkVersion(tx); err != nil {
+			return err
+		}
+		for _, name := range buckets {
+			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+				return err
+			}
+		}
+		b := tx.Bucket([]byte(schemaBucket))
+		if b.Get([]byte(schemaKey)) != nil {
+			return nil
+		}
+		value, err := proto.Marshal(&rows.Schema{Version: SchemaVersion, CreatedAt: protobuf.Timestamp(db.options.Now())})
+		if err != nil {
+			return err
+		}
+		return b.Put([]byte(schemaKey), value)
+	})
+}
+
+// count finds the highest numbers in use, in rows and on disk, so that none is
+// given out twice.
+func (db *DB) count(ctx context.Context) error {
+	err := db.View(func(tx *Tx) error {
+		for key, value := range tx.scan(ingestTable.bucket, "") {
+			ns, rest, _ := cut(string(key))
+			row, err := ingestTable.decode(ns, rest, value)
+			if err != nil {
+				db.log.Error("unreadable row", slog.Any("error", err))
+				continue
+			}
+			db.ingests.seen(row.BackendRef)
+		}
+		return tx.eachSnapshot(func(_, snapshotter string, row *snapshots.Row) error {
+			if d := db.drivers[snapshotter]; d != nil {
+				d.seen(row.ID)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for info, err := range db.content.Ingests(ctx) {
+		if err != nil {
+			return fmt.Errorf("ingests on disk: %w", err)
+		}
+		db.ingests.seen(info.Ref)
+	}
+	for _, d := range db.drivers {
+		for id, err := range d.IDs(ctx) {
+			if err != nil {
+				return fmt.Errorf("snapshotter %q: %w", d.name, err)
+			}
+			d.seen(id)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/internal/labels"
+	"github.com/berthd/berth/internal/mount"
+	"github.com/berthd/berth/internal/names"
+	"github.com/berthd/berth/snapshots"
+)
+
+// Snapshots is one snapshotter's snapshots of a namespace: names and rules as
+// rows, directories by a driver.
+type Snapshots struct {
+	db     *DB
+	scope  Scope
+	driver *driver
+}
+
+var _ snapshots.Snapshotter = (*Snapshots)(nil)
+
+// Snapshotter is the snapshotter of that name; InvalidArgument if there is
+// none, or no name.
+func (db *DB) Snapshotter(s Scope, name string) (*Snapshots, error) {
+	if name == "" {
+		return nil, fmt.Errorf("the name of a snapshotter is required: %w", errdefs.ErrInvalidArgument)
+	}
+	d := db.drivers[name]
+	if d == nil {
+		return nil, fmt.Errorf("snapshotter %q is not there, only %q: %w", short(name), db.Snapshotters(), errdefs.ErrInvalidArgument)
+	}
+	return &Snapshots{db, s, d}, nil
+}
+
+// Snapshotters lists the names of the drivers, sorted.
+func (db *DB) Snapshotters() []string { return slices.Sorted(maps.Keys(db.drivers)) }
+
+// resource is the type of this snapshotter's snapshots in leases.
+func (s *Snapshots) resource() string { return resourceSnapshots + s.driver.name }
+
+func (s *Snapshots) tree(tx *Tx) snapshots.Tree {
+	return snapshots.Tree{Rows: treeRows{tx, s.scope.Namespace, s.driver.name}, Rebase: s.driver.rebase}
+}
+
+func (s *Snapshots) check(what, name string) error {
+	if err := names.Namespace(s.scope.Namespace); err != nil {
+		return err
+	}
+	return text(what, name)
+}
+
+// Stat implements snapshots.Snapshotter: NotFound.
+func (s *Snapshots) Stat(_ context.Context, key string) (snapshots.Info, error) {
+	if err := s.check("snapshot key", key); err != nil {
+		return snapshots.Info{}, err
+	}
+	var row *snapshots.Row
+	err := s.db.View(func(tx *Tx) (err error) {
+		row, err = s.tree(tx).Stat(key)
+		return err
+	})
+	if err != nil {
+		return snapshots.Info{}, err
+	}
+	return row.Info(), nil
+}
+
+// Update implements snapshots.Snapshotter: NotFound, InvalidArgument.
+func (s *Snapshots) Update(ctx context.Context, info snapshots.Info, fields ...string) (snapshots.Info, error) {
+	if err := s.check("snapshot key", info.Name); err != nil {
+		return snapshots.Info{}, err
+	}
+	var row *snapshots.Row
+	err := s.db.Update(ctx, func(tx *Tx) (err error) {
+		tree := s.tree(tx)
+		row, err = tree.Stat(info.Name)
+		if err != nil {
+			return err
+		}
+		before := cloneLabels(row.Labels)
+		if err := updateLabels("snapshot", &row.Labels, info.Labels, fields); err != nil {
+			return err
+		}
+		row.UpdatedAt = tx.now
+		tx.garbage = tx.garbage || losesReference(before, row.Labels)
+		return tree.Rows.Put(row)
+	})
+	if err != nil {
+		return snapshots.Info{}, err
+	}
+	return row.Info(), nil
+}
+
+// Usage implements snapshots.Snapshotter: NotFound. That of a committed
+// snapshot was measured at its commit.
+func (s *Snapshots) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	if err := s.check("snapshot key", key); err != nil {
+		return snapshots.Usage{}, err
+	}
+	var row *snapshots.Row
+	err := s.db.View(func(tx *Tx) (err error) {
+		row, err = s.tree(tx).Stat(key)
+		return err
+	})
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	if row.Kind == snapshots.Committed {
+		return row.Usage, nil
+	}
+	usage, err := s.driver.Usage(ctx, row.ID)
+	if err != nil {
+		return snapshots.Usage{}, fmt.Errorf("snapshot %q: usage: %w", short(key), err)
+	}
+	return usage, nil
+}
+
+// Mounts implements snapshots.Snapshotter: NotFound, FailedPrecondition.
+func (s *Snapshots) Mounts(_ context.Context, key string) ([]mount.Mount, error) {
+	if err := s.check("snapshot key", key); err != nil {
+		return nil, err
+	}
+	var (
+		row     *snapshots.Row
+		parents []snapshots.ID
+	)
+	err := s.db.View(func(tx *Tx) (err error) {
+		row, parents, err = s.tree(tx).Mountable(key)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := s.driver.Mounts(row.ID, parents, snapshots.CreateOptions{Kind: row.Kind, Labels: inherited(row.Labels)})
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %q: mounts: %w", short(key), err)
+	}
+	return mounts, nil
+}
+
+// All implements snapshots.Snapshotter: the snapshots that one of the filters
+// matches, in byte order of their names. They are those of one moment; no
+// transaction is open while they are handed out.
+func (s *Snapshots) All(_ context.Context, filters ...string) iter.Seq2[snapshots.Info, error] {
+	return func(yield func(snapshots.Info, error) bool) {
+		infos, err := s.list(filters)
+		if err != nil {
+			yield(snapshots.Info{}, err)
+			return
+		}
+		for _, info := range infos {
+			if !yield(info, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Snapshots) list(filters []string) (infos []snapshots.Info, err error) {
+	if err := names.Namespace(s.scope.Namespace); err != nil {
+		return nil, err
+	}
+	err = s.db.View(func(tx *Tx) (err error) {
+		infos, err = list(func(yield func(snapshots.Info, error) bool) {
+			for stored, err := range snapshotTable.All(tx, s.scope.Namespace, path(s.driver.name, "")) {
+				var info snapshots.Info
+				if err == nil {
+					info = treeRow(stored.GetInfo().GetName(), stored).Info()
+				}
+				if !yield(info, err) {
+					return
+				}
+			}
+		}, snapshotFields, filters)
+		return err
+	})
+	return infos, err
+}
+
+// exists has a snapshot that is there in place of the wanted one join the
+// lease, and gives the error that told of it.
+func (s *Snapshots) exists(ctx context.Context, answer error, candidates ...string) error {
+	if s.scope.Lease == "" {
+		return answer
+	}
+	err := s.db.Update(ctx, func(tx *Tx) error {
+		for _, name := range candidates {
+			if name != "" && snapshotTable.Has(tx, s.scope.Namespace, path(s.driver.name, name)) {
+				return tx.join(s.scope, s.resource(), name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return answer
+}
+
+// validLabels gives a copy of labels as they are stored.
+func validLabels(given map[string]string) (map[string]string, error) {
+	given = kept(given)
+	if err := labels.Validate(given); err != nil {
+		return nil, err
+	}
+	return given, nil
+}
