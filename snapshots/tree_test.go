@@ -133,7 +133,9 @@ func TestTreeRules(t *testing.T) {
 			if !errors.Is(err, c.want) || c.want == nil && err != nil {
 				t.Fatalf("%v; want %v", err, c.want)
 			}
-			equal := func(a, b Row) bool { return a.Name == b.Name && a.ID == b.ID && a.Kind == b.Kind && a.Parent == b.Parent }
+			equal := func(a, b Row) bool {
+				return a.Name == b.Name && a.ID == b.ID && a.Kind == b.Kind && a.Parent == b.Parent
+			}
 			if err != nil && !maps.EqualFunc(rows, family(), equal) {
 				t.Errorf("the call failed and left %v", rows)
 			}

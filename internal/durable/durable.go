@@ -196,3 +196,15 @@ func Remove(op, path string) error {
 func Writeback(f *os.File, off, n int64) {
 	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
 }
+
+// SyncFSOf flushes the whole file system that f is on. It reports what went
+// wrong in writing back anything there since f was opened (since 5.8), so f
+// should be opened before the writes that matter. Point: op.syncfs.
+func SyncFSOf(op string, f *os.File) error {
+	return step(op+".syncfs", func() error {
+		if err := unix.Syncfs(int(f.Fd())); err != nil {
+			return fmt.Errorf("syncfs %s: %w", f.Name(), err)
+		}
+		return nil
+	})
+}

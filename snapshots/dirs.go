@@ -1,0 +1,185 @@
+package snapshots
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/internal/durable"
+	"github.com/berthd/berth/internal/mount"
+)
+
+// Names in a driver's directory beside the plain numbers.
+const (
+	newPrefix = ".new-" // a number's directory that is being made
+	oldPrefix = ".old-" // one that is being removed
+)
+
+// Dirs are the numbered directories of a driver, one for each snapshot:
+//
+//	ROOT/snapshots/
+//	├── N/         whole: it was renamed into place
+//	├── .new-N/    being made
+//	└── .old-N/    being removed
+//
+// A process that dies leaves the latter two behind. IDs lists them with the
+// rest, and Remove removes them, so the orphan sweep needs no special case.
+type Dirs struct {
+	root string
+	hold *os.File // of root, open for the errors that Flush has to report
+	dir  string   // ROOT/snapshots
+}
+
+// OpenDirs opens the directories under root, which it makes if need be.
+func OpenDirs(root string) (*Dirs, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	d := &Dirs{root: root, dir: filepath.Join(root, "snapshots")}
+	if err := durable.MkdirAll("snapshots.open", d.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	if d.hold, err = os.Open(d.dir); err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	return d, nil
+}
+
+// Close lets go of the directory.
+func (d *Dirs) Close() error { return d.hold.Close() }
+
+// Root is the directory that OpenDirs was given.
+func (d *Dirs) Root() string { return d.root }
+
+// Path is where the directory of id is, once it is made.
+func (d *Dirs) Path(id ID) string { return filepath.Join(d.dir, id.String()) }
+
+// Create makes the directory of id. fill puts into it what belongs there; then
+// it gets its name, flush flushes what fill has made, and the name is flushed.
+// After an error nothing is left. AlreadyExists: it is there, whoever made it.
+//
+// Flushing comes after the rename so that one journal commit of the file system
+// covers both. A power cut between them leaves a number without a row.
+func (d *Dirs) Create(ctx context.Context, id ID, fill, flush func(dir string) error) (err error) {
+	path := d.Path(id)
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("snapshot directory %s: %w", path, errdefs.ErrAlreadyExists)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	temp := d.temp(newPrefix, id)
+	if err := removeTree(temp); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("create snapshot directory %s: %w", path, err), d.Remove(context.WithoutCancel(ctx), id))
+		}
+	}()
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return err
+	}
+	if err := fill(temp); err != nil {
+		return err
+	}
+	if err := durable.RenameVolatile("snapshots.create", temp, path); err != nil {
+		return err
+	}
+	if err := flush(path); err != nil {
+		return err
+	}
+	return durable.SyncDir("snapshots.create", d.dir)
+}
+
+// Flush returns once everything that was written below the root is on disk.
+// That is the whole file system: one call for many small files, which would
+// take a flush each.
+func (d *Dirs) Flush() error {
+	return durable.SyncFSOf("snapshots.flush", d.hold)
+}
+
+// Remove removes the directory of id. It loses its number first, so that no
+// half of it can be taken for the snapshot, and mounts in it go before files
+// do. That it is gone already is no error. The removal is not flushed: a power
+// cut may bring back a number, which has no row then.
+func (d *Dirs) Remove(_ context.Context, id ID) error {
+	old := d.temp(oldPrefix, id)
+	if err := removeTree(old); err != nil {
+		return fmt.Errorf("remove snapshot directory %s: %w", id, err)
+	}
+	err := durable.RenameVolatile("snapshots.remove", d.Path(id), old)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove snapshot directory %s: %w", id, err)
+	}
+	if err := errors.Join(removeTree(old), removeTree(d.temp(newPrefix, id))); err != nil {
+		return fmt.Errorf("remove snapshot directory %s: %w", id, err)
+	}
+	return nil
+}
+
+// removeTree removes a tree, but never anything through a mount.
+func removeTree(dir string) error {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := mount.UnmountAll(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// IDs lists the numbers that are on disk, whole or not. A number may come
+// twice. Other names are passed over.
+func (d *Dirs) IDs(ctx context.Context) iter.Seq2[ID, error] {
+	return func(yield func(ID, error) bool) {
+		f, err := os.Open(d.dir)
+		if err != nil {
+			yield(0, fmt.Errorf("list snapshot directories: %w", err))
+			return
+		}
+		defer f.Close()
+		for {
+			if err := context.Cause(ctx); err != nil {
+				yield(0, fmt.Errorf("list snapshot directories: %w", err))
+				return
+			}
+			names, err := f.Readdirnames(batch)
+			for _, name := range names {
+				if id, ok := number(name); ok && !yield(id, nil) {
+					return
+				}
+			}
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				yield(0, fmt.Errorf("list snapshot directories: %w", err))
+				return
+			}
+		}
+	}
+}
+
+// number reads the number in a name, whole or temporary.
+func number(name string) (ID, bool) {
+	name = strings.TrimPrefix(strings.TrimPrefix(name, newPrefix), oldPrefix)
+	n, err := strconv.ParseUint(name, 10, 64)
+	return ID(n), err == nil && ID(n).String() == name
+}
+
+func (d *Dirs) temp(prefix string, id ID) string {
+	return filepath.Join(d.dir, prefix+id.String())
+}
