@@ -48,8 +48,10 @@ func NewServer(s *Shim) (*Server, error) {
 }
 
 // Serve serves until Shutdown was called with nothing left to supervise, and
-// answered. It closes the listener.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+// answered. Then last is called, and when it returns listener and connections
+// are closed: a client that sees its connection end before it has read the
+// answer may take that for a failure.
+func (s *Server) Serve(ctx context.Context, l net.Listener, last func()) error {
 	failed := make(chan error, 1)
 	go func() { failed <- s.ttrpc.Serve(ctx, l) }()
 	select {
@@ -58,6 +60,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	case <-s.shim.Left():
 	}
 	<-s.answered
+	last()
 	err := s.ttrpc.Close()
 	<-failed
 	return err

@@ -37,8 +37,9 @@ type streams struct {
 	child   oci.Stdio
 	in      *pump
 	out     []*pump
-	hold    *os.File // keeps a client's stdin fifo open until CloseIO
-	console *console // with a terminal
+	feed    *os.File   // keeps a client's stdin open for writing until CloseIO
+	keep    []*os.File // keep a client's output fifos open for reading until Delete
+	console *console   // with a terminal
 	paths   streamPaths
 	running bool
 	log     *slog.Logger
@@ -156,7 +157,7 @@ func (s *streams) openSource() (*os.File, error) {
 	if !isPipe(src) {
 		return src, nil
 	}
-	if s.hold, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
+	if s.feed, err = openEnd(path, unix.O_WRONLY); err != nil {
 		return nil, errors.Join(fmt.Errorf("stdin: %w", err), src.Close())
 	}
 	return src, nil
@@ -168,7 +169,7 @@ func (s *streams) openOutput(scheme, path string, own owner) (*os.File, error) {
 	if path == "" {
 		return nil, nil
 	}
-	dst, err := openSink(scheme, path)
+	dst, err := s.openSink(scheme, path)
 	if err != nil {
 		return nil, err
 	}
@@ -189,27 +190,42 @@ func (s *streams) addOutput(src, dst *os.File, terminal bool) error {
 }
 
 // openSink opens what a client gave for an output. A fifo is opened for reading
-// too: so it opens with nobody at the other end, and a reader that departs
-// breaks nothing.
-func openSink(scheme, path string) (*os.File, error) {
-	flags := unix.O_NONBLOCK
+// too: so it opens with nobody at the other end, a reader that departs breaks
+// nothing, and what it did not read is there for the next one until Delete.
+func (s *streams) openSink(scheme, path string) (*os.File, error) {
+	flags := unix.O_NONBLOCK | os.O_WRONLY | os.O_APPEND
 	if scheme == schemeFile {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, fmt.Errorf("output: %w", err)
 		}
-		flags |= os.O_CREATE | os.O_APPEND | os.O_WRONLY
+		flags |= os.O_CREATE
 	} else if info, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("output: %w", err)
 	} else if info.Mode()&os.ModeNamedPipe != 0 {
-		flags |= os.O_RDWR
-	} else {
-		flags |= os.O_APPEND | os.O_WRONLY
+		keep, err := openEnd(path, unix.O_RDONLY)
+		if err != nil {
+			return nil, fmt.Errorf("output: %w", err)
+		}
+		s.keep = append(s.keep, keep)
 	}
 	f, err := os.OpenFile(path, flags, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("output: %w", err)
 	}
 	return f, nil
+}
+
+// openEnd opens one end of a fifo only to have it open. The poller need not
+// know of it.
+func openEnd(path string, mode int) (*os.File, error) {
+	fd, err := unix.Open(path, mode|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // attach gets the pty that the runtime has sent and puts it between the
@@ -235,7 +251,7 @@ func (s *streams) attach() error {
 	if err != nil {
 		return err
 	}
-	dst, err := openSink(scheme, path)
+	dst, err := s.openSink(scheme, path)
 	if err != nil {
 		return errors.Join(err, out.Close())
 	}
@@ -290,8 +306,8 @@ func (s *streams) closeChild() {
 
 // closeStdin lets the input end as soon as the client closes its end.
 func (s *streams) closeStdin() {
-	if s.hold != nil {
-		_ = s.hold.Close() // nothing was written to it; a second time is harmless
+	if s.feed != nil {
+		_ = s.feed.Close() // nothing was written to it; a second time is harmless
 	}
 }
 
@@ -327,6 +343,9 @@ func (s *streams) close() {
 		if s.running {
 			<-p.done
 		}
+	}
+	for _, f := range s.keep {
+		_ = f.Close() // nothing was read from it
 	}
 	if s.console != nil {
 		s.console.close()

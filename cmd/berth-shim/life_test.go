@@ -34,8 +34,10 @@ func TestExitCodes(t *testing.T) {
 
 // TestKill ends a container by signals.
 func TestKill(t *testing.T) {
-	f := container(t, "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done")
-	f.run(&task.CreateTaskRequest{})
+	f := container(t, "sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done")
+	io := newClientIO(t)
+	f.run(&task.CreateTaskRequest{Stdout: io.stdout.path})
+	io.stdout.expect("ready\n")
 	_, err := f.task.Delete(f.ctx(), &task.DeleteRequest{Id: f.id})
 	code(t, "delete running", err, codes.Unknown)
 	f.kill("", unix.SIGTERM)

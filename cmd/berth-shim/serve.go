@@ -57,15 +57,13 @@ func serve(a arguments) error {
 		return err
 	}
 	log.Debug("shim serves", "namespace", a.namespace, "id", a.id, "pid", os.Getpid())
-	if err := server.Serve(context.Background(), listener); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
-	defer cancel()
-	if err := publisher.Flush(ctx); err != nil {
-		log.Warn("shim leaves with events that the daemon did not take", "error", err)
-	}
-	return nil
+	return server.Serve(context.Background(), listener, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+		defer cancel()
+		if err := publisher.Flush(ctx); err != nil {
+			log.Warn("shim leaves with events that the daemon did not take", "error", err)
+		}
+	})
 }
 
 // inherited takes the listening socket that the daemon has left.
