@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -47,6 +48,28 @@ func TestAllLinked(t *testing.T) {
 			t.Errorf("%s is not linked", path)
 		}
 		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDocumented: every service, method, message and enum says what it is.
+func TestDocumented(t *testing.T) {
+	declares := regexp.MustCompile(`^\s*(service|rpc|message|enum) (\w+)`)
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".proto" || strings.HasPrefix(path, "include/") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		before := ""
+		for line := range strings.Lines(string(text)) {
+			if m := declares.FindStringSubmatch(line); m != nil && !strings.HasPrefix(strings.TrimSpace(before), "//") {
+				t.Errorf("%s: %s %s has no comment", path, m[1], m[2])
+			}
+			before = line
+		}
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Generates the Go code of api/ from its .proto files. Messages go into one
 # package per directory; gRPC and ttrpc stubs go into packages of their own
-# below it, so that a program links only the transport it uses.
+# below it, so that a program links only the transport it uses. Nothing in api/
+# changes before all of it could be generated, and then only what differs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +21,8 @@ done
 command -v protoc >/dev/null || { echo "protoc is missing: apt-get install protobuf-compiler" >&2; exit 1; }
 
 module=github.com/berthd/berth
-find api -name '*.pb.go' -delete
+out=$(mktemp -d "$PWD/.tools/generated.XXXXXX")
+trap 'rm -rf "$out"' EXIT
 
 protoc_run() {
 	protoc -I . -I api/include \
@@ -34,10 +36,17 @@ mapfile -t services < <(printf '%s\n' "${all[@]}" | grep '_service\.proto$')
 mapfile -t shim < <(printf '%s\n' "${services[@]}" | grep -E 'runtime/|/ttrpc/')
 mapfile -t daemon < <(printf '%s\n' "${services[@]}" | grep -vE 'runtime/|/ttrpc/')
 
-protoc_run --go_out=. --go_opt=module=$module "${all[@]}"
-protoc_run --go-ttrpc_out=. --go-ttrpc_opt=module=$module "${shim[@]}"
-protoc_run --go-grpc_out=. --go-grpc_opt=module=$module,require_unimplemented_servers=true "${daemon[@]}"
+protoc_run --go_out="$out" --go_opt=module=$module "${all[@]}"
+protoc_run --go-ttrpc_out="$out" --go-ttrpc_opt=module=$module "${shim[@]}"
+protoc_run --go-grpc_out="$out" --go-grpc_opt=module=$module,require_unimplemented_servers=true "${daemon[@]}"
 # A shim may serve the task API v3 on gRPC too.
 v3=api/runtime/task/v3/task_service.proto
-protoc_run --go-grpc_out=. \
+protoc_run --go-grpc_out="$out" \
 	--go-grpc_opt=module=$module,M$v3=$module/api/runtime/task/v3/taskgrpc "$v3"
+
+for new in $(cd "$out" && find api -name '*.pb.go'); do
+	cmp -s "$out/$new" "$new" || install -D -m 0644 "$out/$new" "$new"
+done
+for old in $(find api -name '*.pb.go'); do
+	[ -e "$out/$old" ] || rm "$old"
+done

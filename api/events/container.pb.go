@@ -22,9 +22,12 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Topic /containers/create: a container record was made.
 type ContainerCreate struct {
-	state         protoimpl.MessageState   `protogen:"open.v1"`
-	Id            string                   `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Name of the image the record gives; may be empty, and the image need not
+	// exist.
 	Image         string                   `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
 	Runtime       *ContainerCreate_Runtime `protobuf:"bytes,3,opt,name=runtime,proto3" json:"runtime,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -82,50 +85,8 @@ func (x *ContainerCreate) GetRuntime() *ContainerCreate_Runtime {
 	return nil
 }
 
-type ContainerDelete struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ContainerDelete) Reset() {
-	*x = ContainerDelete{}
-	mi := &file_api_events_container_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ContainerDelete) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ContainerDelete) ProtoMessage() {}
-
-func (x *ContainerDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_container_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ContainerDelete.ProtoReflect.Descriptor instead.
-func (*ContainerDelete) Descriptor() ([]byte, []int) {
-	return file_api_events_container_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *ContainerDelete) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
+// Topic /containers/update: fields of a container record were replaced. It
+// tells what they are now.
 type ContainerUpdate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -138,7 +99,7 @@ type ContainerUpdate struct {
 
 func (x *ContainerUpdate) Reset() {
 	*x = ContainerUpdate{}
-	mi := &file_api_events_container_proto_msgTypes[2]
+	mi := &file_api_events_container_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -150,7 +111,7 @@ func (x *ContainerUpdate) String() string {
 func (*ContainerUpdate) ProtoMessage() {}
 
 func (x *ContainerUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_container_proto_msgTypes[2]
+	mi := &file_api_events_container_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -163,7 +124,7 @@ func (x *ContainerUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerUpdate.ProtoReflect.Descriptor instead.
 func (*ContainerUpdate) Descriptor() ([]byte, []int) {
-	return file_api_events_container_proto_rawDescGZIP(), []int{2}
+	return file_api_events_container_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *ContainerUpdate) GetId() string {
@@ -194,10 +155,60 @@ func (x *ContainerUpdate) GetSnapshotKey() string {
 	return ""
 }
 
-type ContainerCreate_Runtime struct {
+// Topic /containers/delete: a container record was removed. A task that ran by
+// it is not ended by that.
+type ContainerDelete struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Options       *anypb.Any             `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContainerDelete) Reset() {
+	*x = ContainerDelete{}
+	mi := &file_api_events_container_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContainerDelete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContainerDelete) ProtoMessage() {}
+
+func (x *ContainerDelete) ProtoReflect() protoreflect.Message {
+	mi := &file_api_events_container_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContainerDelete.ProtoReflect.Descriptor instead.
+func (*ContainerDelete) Descriptor() ([]byte, []int) {
+	return file_api_events_container_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ContainerDelete) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// The runtime the record names.
+type ContainerCreate_Runtime struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as io.containerd.runc.v2.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Options of the runtime as the client gave them; the type is the runtime's
+	// own.
+	Options       *anypb.Any `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,9 +268,7 @@ const file_api_events_container_proto_rawDesc = "" +
 	"\aruntime\x18\x03 \x01(\v2*.containerd.events.ContainerCreate.RuntimeR\aruntime\x1aM\n" +
 	"\aRuntime\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
-	"\aoptions\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\aoptions\"!\n" +
-	"\x0fContainerDelete\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xdd\x01\n" +
+	"\aoptions\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\aoptions\"\xdd\x01\n" +
 	"\x0fContainerUpdate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12F\n" +
@@ -267,7 +276,9 @@ const file_api_events_container_proto_rawDesc = "" +
 	"\fsnapshot_key\x18\x04 \x01(\tR\vsnapshotKey\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B.Z,github.com/berthd/berth/api/events;apieventsb\x06proto3"
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"!\n" +
+	"\x0fContainerDelete\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02idB.Z,github.com/berthd/berth/api/events;apieventsb\x06proto3"
 
 var (
 	file_api_events_container_proto_rawDescOnce sync.Once
@@ -284,8 +295,8 @@ func file_api_events_container_proto_rawDescGZIP() []byte {
 var file_api_events_container_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_api_events_container_proto_goTypes = []any{
 	(*ContainerCreate)(nil),         // 0: containerd.events.ContainerCreate
-	(*ContainerDelete)(nil),         // 1: containerd.events.ContainerDelete
-	(*ContainerUpdate)(nil),         // 2: containerd.events.ContainerUpdate
+	(*ContainerUpdate)(nil),         // 1: containerd.events.ContainerUpdate
+	(*ContainerDelete)(nil),         // 2: containerd.events.ContainerDelete
 	(*ContainerCreate_Runtime)(nil), // 3: containerd.events.ContainerCreate.Runtime
 	nil,                             // 4: containerd.events.ContainerUpdate.LabelsEntry
 	(*anypb.Any)(nil),               // 5: google.protobuf.Any

@@ -21,6 +21,9 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Topic /namespaces/create: a client made a namespace. One that comes to be by
+// mere use is not told. All three events carry the namespace they speak of, not
+// the caller's.
 type NamespaceCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -73,61 +76,19 @@ func (x *NamespaceCreate) GetLabels() map[string]string {
 	return nil
 }
 
-type NamespaceDelete struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *NamespaceDelete) Reset() {
-	*x = NamespaceDelete{}
-	mi := &file_api_events_namespace_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *NamespaceDelete) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*NamespaceDelete) ProtoMessage() {}
-
-func (x *NamespaceDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_namespace_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use NamespaceDelete.ProtoReflect.Descriptor instead.
-func (*NamespaceDelete) Descriptor() ([]byte, []int) {
-	return file_api_events_namespace_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *NamespaceDelete) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
+// Topic /namespaces/update: labels of a namespace were set.
 type NamespaceUpdate struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Those of the request.
+	Labels        map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NamespaceUpdate) Reset() {
 	*x = NamespaceUpdate{}
-	mi := &file_api_events_namespace_proto_msgTypes[2]
+	mi := &file_api_events_namespace_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -139,7 +100,7 @@ func (x *NamespaceUpdate) String() string {
 func (*NamespaceUpdate) ProtoMessage() {}
 
 func (x *NamespaceUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_namespace_proto_msgTypes[2]
+	mi := &file_api_events_namespace_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -152,7 +113,7 @@ func (x *NamespaceUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceUpdate.ProtoReflect.Descriptor instead.
 func (*NamespaceUpdate) Descriptor() ([]byte, []int) {
-	return file_api_events_namespace_proto_rawDescGZIP(), []int{2}
+	return file_api_events_namespace_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *NamespaceUpdate) GetName() string {
@@ -169,6 +130,51 @@ func (x *NamespaceUpdate) GetLabels() map[string]string {
 	return nil
 }
 
+// Topic /namespaces/delete: a namespace was removed.
+type NamespaceDelete struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamespaceDelete) Reset() {
+	*x = NamespaceDelete{}
+	mi := &file_api_events_namespace_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamespaceDelete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamespaceDelete) ProtoMessage() {}
+
+func (x *NamespaceDelete) ProtoReflect() protoreflect.Message {
+	mi := &file_api_events_namespace_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamespaceDelete.ProtoReflect.Descriptor instead.
+func (*NamespaceDelete) Descriptor() ([]byte, []int) {
+	return file_api_events_namespace_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *NamespaceDelete) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 var File_api_events_namespace_proto protoreflect.FileDescriptor
 
 const file_api_events_namespace_proto_rawDesc = "" +
@@ -179,15 +185,15 @@ const file_api_events_namespace_proto_rawDesc = "" +
 	"\x06labels\x18\x02 \x03(\v2..containerd.events.NamespaceCreate.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"%\n" +
-	"\x0fNamespaceDelete\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xa8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x01\n" +
 	"\x0fNamespaceUpdate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12F\n" +
 	"\x06labels\x18\x02 \x03(\v2..containerd.events.NamespaceUpdate.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B.Z,github.com/berthd/berth/api/events;apieventsb\x06proto3"
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"%\n" +
+	"\x0fNamespaceDelete\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04nameB.Z,github.com/berthd/berth/api/events;apieventsb\x06proto3"
 
 var (
 	file_api_events_namespace_proto_rawDescOnce sync.Once
@@ -204,8 +210,8 @@ func file_api_events_namespace_proto_rawDescGZIP() []byte {
 var file_api_events_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_api_events_namespace_proto_goTypes = []any{
 	(*NamespaceCreate)(nil), // 0: containerd.events.NamespaceCreate
-	(*NamespaceDelete)(nil), // 1: containerd.events.NamespaceDelete
-	(*NamespaceUpdate)(nil), // 2: containerd.events.NamespaceUpdate
+	(*NamespaceUpdate)(nil), // 1: containerd.events.NamespaceUpdate
+	(*NamespaceDelete)(nil), // 2: containerd.events.NamespaceDelete
 	nil,                     // 3: containerd.events.NamespaceCreate.LabelsEntry
 	nil,                     // 4: containerd.events.NamespaceUpdate.LabelsEntry
 }

@@ -22,6 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Topic /sandboxes/create: a sandbox's shim runs and has made the sandbox.
 type SandboxCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -66,6 +67,53 @@ func (x *SandboxCreate) GetSandboxId() string {
 	return ""
 }
 
+// Topic /sandboxes/start: the sandbox was started.
+type SandboxStart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SandboxStart) Reset() {
+	*x = SandboxStart{}
+	mi := &file_api_events_sandbox_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxStart) ProtoMessage() {}
+
+func (x *SandboxStart) ProtoReflect() protoreflect.Message {
+	mi := &file_api_events_sandbox_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxStart.ProtoReflect.Descriptor instead.
+func (*SandboxStart) Descriptor() ([]byte, []int) {
+	return file_api_events_sandbox_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SandboxStart) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+// Topic /sandboxes/exit: the sandbox ended. Sent once for each caller that
+// waits.
 type SandboxExit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -77,7 +125,7 @@ type SandboxExit struct {
 
 func (x *SandboxExit) Reset() {
 	*x = SandboxExit{}
-	mi := &file_api_events_sandbox_proto_msgTypes[1]
+	mi := &file_api_events_sandbox_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -89,7 +137,7 @@ func (x *SandboxExit) String() string {
 func (*SandboxExit) ProtoMessage() {}
 
 func (x *SandboxExit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_sandbox_proto_msgTypes[1]
+	mi := &file_api_events_sandbox_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -102,7 +150,7 @@ func (x *SandboxExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxExit.ProtoReflect.Descriptor instead.
 func (*SandboxExit) Descriptor() ([]byte, []int) {
-	return file_api_events_sandbox_proto_rawDescGZIP(), []int{1}
+	return file_api_events_sandbox_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SandboxExit) GetSandboxId() string {
@@ -126,50 +174,6 @@ func (x *SandboxExit) GetExitedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-type SandboxStart struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SandboxStart) Reset() {
-	*x = SandboxStart{}
-	mi := &file_api_events_sandbox_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SandboxStart) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SandboxStart) ProtoMessage() {}
-
-func (x *SandboxStart) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_sandbox_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SandboxStart.ProtoReflect.Descriptor instead.
-func (*SandboxStart) Descriptor() ([]byte, []int) {
-	return file_api_events_sandbox_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *SandboxStart) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
 var File_api_events_sandbox_proto protoreflect.FileDescriptor
 
 const file_api_events_sandbox_proto_rawDesc = "" +
@@ -177,16 +181,16 @@ const file_api_events_sandbox_proto_rawDesc = "" +
 	"\x18api/events/sandbox.proto\x12\x11containerd.events\x1a\x1fgoogle/protobuf/timestamp.proto\".\n" +
 	"\rSandboxCreate\x12\x1d\n" +
 	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"-\n" +
+	"\fSandboxStart\x12\x1d\n" +
+	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x86\x01\n" +
 	"\vSandboxExit\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1f\n" +
 	"\vexit_status\x18\x02 \x01(\rR\n" +
 	"exitStatus\x127\n" +
-	"\texited_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\"-\n" +
-	"\fSandboxStart\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxIdB.Z,github.com/berthd/berth/api/events;apieventsb\x06proto3"
+	"\texited_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAtB.Z,github.com/berthd/berth/api/events;apieventsb\x06proto3"
 
 var (
 	file_api_events_sandbox_proto_rawDescOnce sync.Once
@@ -203,8 +207,8 @@ func file_api_events_sandbox_proto_rawDescGZIP() []byte {
 var file_api_events_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_api_events_sandbox_proto_goTypes = []any{
 	(*SandboxCreate)(nil),         // 0: containerd.events.SandboxCreate
-	(*SandboxExit)(nil),           // 1: containerd.events.SandboxExit
-	(*SandboxStart)(nil),          // 2: containerd.events.SandboxStart
+	(*SandboxStart)(nil),          // 1: containerd.events.SandboxStart
+	(*SandboxExit)(nil),           // 2: containerd.events.SandboxExit
 	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
 }
 var file_api_events_sandbox_proto_depIdxs = []int32{

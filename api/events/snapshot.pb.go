@@ -21,78 +21,20 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type SnapshotCommit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Snapshotter   string                 `protobuf:"bytes,5,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SnapshotCommit) Reset() {
-	*x = SnapshotCommit{}
-	mi := &file_api_events_snapshot_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SnapshotCommit) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SnapshotCommit) ProtoMessage() {}
-
-func (x *SnapshotCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_snapshot_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SnapshotCommit.ProtoReflect.Descriptor instead.
-func (*SnapshotCommit) Descriptor() ([]byte, []int) {
-	return file_api_events_snapshot_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *SnapshotCommit) GetKey() string {
-	if x != nil {
-		return x.Key
-	}
-	return ""
-}
-
-func (x *SnapshotCommit) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *SnapshotCommit) GetSnapshotter() string {
-	if x != nil {
-		return x.Snapshotter
-	}
-	return ""
-}
-
+// Topic /snapshot/prepare: an active snapshot was made. Views are not told.
 type SnapshotPrepare struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Parent        string                 `protobuf:"bytes,2,opt,name=parent,proto3" json:"parent,omitempty"`
-	Snapshotter   string                 `protobuf:"bytes,5,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Empty for one that starts from nothing.
+	Parent        string `protobuf:"bytes,2,opt,name=parent,proto3" json:"parent,omitempty"`
+	Snapshotter   string `protobuf:"bytes,5,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SnapshotPrepare) Reset() {
 	*x = SnapshotPrepare{}
-	mi := &file_api_events_snapshot_proto_msgTypes[1]
+	mi := &file_api_events_snapshot_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -104,7 +46,7 @@ func (x *SnapshotPrepare) String() string {
 func (*SnapshotPrepare) ProtoMessage() {}
 
 func (x *SnapshotPrepare) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_snapshot_proto_msgTypes[1]
+	mi := &file_api_events_snapshot_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -117,7 +59,7 @@ func (x *SnapshotPrepare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotPrepare.ProtoReflect.Descriptor instead.
 func (*SnapshotPrepare) Descriptor() ([]byte, []int) {
-	return file_api_events_snapshot_proto_rawDescGZIP(), []int{1}
+	return file_api_events_snapshot_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *SnapshotPrepare) GetKey() string {
@@ -141,6 +83,71 @@ func (x *SnapshotPrepare) GetSnapshotter() string {
 	return ""
 }
 
+// Topic /snapshot/commit: an active snapshot became a committed one.
+type SnapshotCommit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name it had.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The name it has now.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Snapshotter   string `protobuf:"bytes,5,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotCommit) Reset() {
+	*x = SnapshotCommit{}
+	mi := &file_api_events_snapshot_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotCommit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotCommit) ProtoMessage() {}
+
+func (x *SnapshotCommit) ProtoReflect() protoreflect.Message {
+	mi := &file_api_events_snapshot_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotCommit.ProtoReflect.Descriptor instead.
+func (*SnapshotCommit) Descriptor() ([]byte, []int) {
+	return file_api_events_snapshot_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SnapshotCommit) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SnapshotCommit) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SnapshotCommit) GetSnapshotter() string {
+	if x != nil {
+		return x.Snapshotter
+	}
+	return ""
+}
+
+// Topic /snapshot/remove: a snapshot was removed, by a client or by a
+// collection.
 type SnapshotRemove struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -197,14 +204,14 @@ var File_api_events_snapshot_proto protoreflect.FileDescriptor
 
 const file_api_events_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x19api/events/snapshot.proto\x12\x11containerd.events\"d\n" +
-	"\x0eSnapshotCommit\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
-	"\vsnapshotter\x18\x05 \x01(\tR\vsnapshotterJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"i\n" +
+	"\x19api/events/snapshot.proto\x12\x11containerd.events\"i\n" +
 	"\x0fSnapshotPrepare\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\tR\x06parent\x12 \n" +
+	"\vsnapshotter\x18\x05 \x01(\tR\vsnapshotterJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"d\n" +
+	"\x0eSnapshotCommit\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
 	"\vsnapshotter\x18\x05 \x01(\tR\vsnapshotterJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"V\n" +
 	"\x0eSnapshotRemove\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12 \n" +
@@ -224,8 +231,8 @@ func file_api_events_snapshot_proto_rawDescGZIP() []byte {
 
 var file_api_events_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_api_events_snapshot_proto_goTypes = []any{
-	(*SnapshotCommit)(nil),  // 0: containerd.events.SnapshotCommit
-	(*SnapshotPrepare)(nil), // 1: containerd.events.SnapshotPrepare
+	(*SnapshotPrepare)(nil), // 0: containerd.events.SnapshotPrepare
+	(*SnapshotCommit)(nil),  // 1: containerd.events.SnapshotCommit
 	(*SnapshotRemove)(nil),  // 2: containerd.events.SnapshotRemove
 }
 var file_api_events_snapshot_proto_depIdxs = []int32{

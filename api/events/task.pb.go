@@ -23,73 +23,26 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type TaskCheckpointed struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Checkpoint    string                 `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TaskCheckpointed) Reset() {
-	*x = TaskCheckpointed{}
-	mi := &file_api_events_task_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TaskCheckpointed) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TaskCheckpointed) ProtoMessage() {}
-
-func (x *TaskCheckpointed) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_task_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TaskCheckpointed.ProtoReflect.Descriptor instead.
-func (*TaskCheckpointed) Descriptor() ([]byte, []int) {
-	return file_api_events_task_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *TaskCheckpointed) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
-	}
-	return ""
-}
-
-func (x *TaskCheckpointed) GetCheckpoint() string {
-	if x != nil {
-		return x.Checkpoint
-	}
-	return ""
-}
-
+// Topic /tasks/create: the task's process exists and waits to be started.
 type TaskCreate struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Bundle        string                 `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
-	Rootfs        []*types.Mount         `protobuf:"bytes,3,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
-	Io            *TaskIO                `protobuf:"bytes,4,opt,name=io,proto3" json:"io,omitempty"`
-	Checkpoint    string                 `protobuf:"bytes,5,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
-	Pid           uint32                 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// Directory with the task's OCI bundle.
+	Bundle string `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// What was mounted as its root.
+	Rootfs []*types.Mount `protobuf:"bytes,3,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
+	Io     *TaskIO        `protobuf:"bytes,4,opt,name=io,proto3" json:"io,omitempty"`
+	// What it will be restored from; empty for a fresh one.
+	Checkpoint string `protobuf:"bytes,5,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// In the pid namespace of the daemon.
+	Pid           uint32 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskCreate) Reset() {
 	*x = TaskCreate{}
-	mi := &file_api_events_task_proto_msgTypes[1]
+	mi := &file_api_events_task_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -101,7 +54,7 @@ func (x *TaskCreate) String() string {
 func (*TaskCreate) ProtoMessage() {}
 
 func (x *TaskCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_task_proto_msgTypes[1]
+	mi := &file_api_events_task_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -114,7 +67,7 @@ func (x *TaskCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate.ProtoReflect.Descriptor instead.
 func (*TaskCreate) Descriptor() ([]byte, []int) {
-	return file_api_events_task_proto_rawDescGZIP(), []int{1}
+	return file_api_events_task_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *TaskCreate) GetContainerId() string {
@@ -159,13 +112,70 @@ func (x *TaskCreate) GetPid() uint32 {
 	return 0
 }
 
-type TaskDelete struct {
+// Topic /tasks/start: the task's process runs its program. Always before the
+// exit of that process.
+type TaskStart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	ExitStatus    uint32                 `protobuf:"varint,3,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
-	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
-	Id            string                 `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskStart) Reset() {
+	*x = TaskStart{}
+	mi := &file_api_events_task_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskStart) ProtoMessage() {}
+
+func (x *TaskStart) ProtoReflect() protoreflect.Message {
+	mi := &file_api_events_task_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskStart.ProtoReflect.Descriptor instead.
+func (*TaskStart) Descriptor() ([]byte, []int) {
+	return file_api_events_task_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TaskStart) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *TaskStart) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+// Topic /tasks/delete: the task is gone. It comes after the exit, but a task
+// that was never started may have no exit, or one that comes later.
+type TaskDelete struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Pid         uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	ExitStatus  uint32                 `protobuf:"varint,3,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
+	ExitedAt    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	// Empty for the task itself.
+	Id            string `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -235,28 +245,31 @@ func (x *TaskDelete) GetId() string {
 	return ""
 }
 
-type TaskExecAdded struct {
+// Where the streams of a task go, in the words of the client that created it.
+type TaskIO struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Stdin         string                 `protobuf:"bytes,1,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout        string                 `protobuf:"bytes,2,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        string                 `protobuf:"bytes,3,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Terminal      bool                   `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *TaskExecAdded) Reset() {
-	*x = TaskExecAdded{}
+func (x *TaskIO) Reset() {
+	*x = TaskIO{}
 	mi := &file_api_events_task_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *TaskExecAdded) String() string {
+func (x *TaskIO) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*TaskExecAdded) ProtoMessage() {}
+func (*TaskIO) ProtoMessage() {}
 
-func (x *TaskExecAdded) ProtoReflect() protoreflect.Message {
+func (x *TaskIO) ProtoReflect() protoreflect.Message {
 	mi := &file_api_events_task_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -268,90 +281,49 @@ func (x *TaskExecAdded) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use TaskExecAdded.ProtoReflect.Descriptor instead.
-func (*TaskExecAdded) Descriptor() ([]byte, []int) {
+// Deprecated: Use TaskIO.ProtoReflect.Descriptor instead.
+func (*TaskIO) Descriptor() ([]byte, []int) {
 	return file_api_events_task_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *TaskExecAdded) GetContainerId() string {
+func (x *TaskIO) GetStdin() string {
 	if x != nil {
-		return x.ContainerId
+		return x.Stdin
 	}
 	return ""
 }
 
-func (x *TaskExecAdded) GetExecId() string {
+func (x *TaskIO) GetStdout() string {
 	if x != nil {
-		return x.ExecId
+		return x.Stdout
 	}
 	return ""
 }
 
-type TaskExecStarted struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TaskExecStarted) Reset() {
-	*x = TaskExecStarted{}
-	mi := &file_api_events_task_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TaskExecStarted) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TaskExecStarted) ProtoMessage() {}
-
-func (x *TaskExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_task_proto_msgTypes[4]
+func (x *TaskIO) GetStderr() string {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TaskExecStarted.ProtoReflect.Descriptor instead.
-func (*TaskExecStarted) Descriptor() ([]byte, []int) {
-	return file_api_events_task_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *TaskExecStarted) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
+		return x.Stderr
 	}
 	return ""
 }
 
-func (x *TaskExecStarted) GetExecId() string {
+func (x *TaskIO) GetTerminal() bool {
 	if x != nil {
-		return x.ExecId
+		return x.Terminal
 	}
-	return ""
+	return false
 }
 
-func (x *TaskExecStarted) GetPid() uint32 {
-	if x != nil {
-		return x.Pid
-	}
-	return 0
-}
-
+// Topic /tasks/exit: a process of the task ended. That of the task itself comes
+// after those of its execs.
 type TaskExit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// The exec, or the container's id again if it was the task's own process.
+	Id  string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Pid uint32 `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	// What the process returned, or 128 and the number of the signal that ended
+	// it.
 	ExitStatus    uint32                 `protobuf:"varint,4,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
 	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -360,7 +332,7 @@ type TaskExit struct {
 
 func (x *TaskExit) Reset() {
 	*x = TaskExit{}
-	mi := &file_api_events_task_proto_msgTypes[5]
+	mi := &file_api_events_task_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +344,7 @@ func (x *TaskExit) String() string {
 func (*TaskExit) ProtoMessage() {}
 
 func (x *TaskExit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_task_proto_msgTypes[5]
+	mi := &file_api_events_task_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +357,7 @@ func (x *TaskExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskExit.ProtoReflect.Descriptor instead.
 func (*TaskExit) Descriptor() ([]byte, []int) {
-	return file_api_events_task_proto_rawDescGZIP(), []int{5}
+	return file_api_events_task_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TaskExit) GetContainerId() string {
@@ -423,74 +395,8 @@ func (x *TaskExit) GetExitedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-type TaskIO struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stdin         string                 `protobuf:"bytes,1,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Stdout        string                 `protobuf:"bytes,2,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        string                 `protobuf:"bytes,3,opt,name=stderr,proto3" json:"stderr,omitempty"`
-	Terminal      bool                   `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TaskIO) Reset() {
-	*x = TaskIO{}
-	mi := &file_api_events_task_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TaskIO) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TaskIO) ProtoMessage() {}
-
-func (x *TaskIO) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_task_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TaskIO.ProtoReflect.Descriptor instead.
-func (*TaskIO) Descriptor() ([]byte, []int) {
-	return file_api_events_task_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *TaskIO) GetStdin() string {
-	if x != nil {
-		return x.Stdin
-	}
-	return ""
-}
-
-func (x *TaskIO) GetStdout() string {
-	if x != nil {
-		return x.Stdout
-	}
-	return ""
-}
-
-func (x *TaskIO) GetStderr() string {
-	if x != nil {
-		return x.Stderr
-	}
-	return ""
-}
-
-func (x *TaskIO) GetTerminal() bool {
-	if x != nil {
-		return x.Terminal
-	}
-	return false
-}
-
+// Topic /tasks/oom: the kernel killed a process of the task for want of memory.
+// Bears no order to the other events.
 type TaskOOM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -500,7 +406,7 @@ type TaskOOM struct {
 
 func (x *TaskOOM) Reset() {
 	*x = TaskOOM{}
-	mi := &file_api_events_task_proto_msgTypes[7]
+	mi := &file_api_events_task_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +418,7 @@ func (x *TaskOOM) String() string {
 func (*TaskOOM) ProtoMessage() {}
 
 func (x *TaskOOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_events_task_proto_msgTypes[7]
+	mi := &file_api_events_task_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +431,7 @@ func (x *TaskOOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskOOM.ProtoReflect.Descriptor instead.
 func (*TaskOOM) Descriptor() ([]byte, []int) {
-	return file_api_events_task_proto_rawDescGZIP(), []int{7}
+	return file_api_events_task_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TaskOOM) GetContainerId() string {
@@ -535,6 +441,122 @@ func (x *TaskOOM) GetContainerId() string {
 	return ""
 }
 
+// Topic /tasks/exec-added: an exec was registered, nothing runs yet.
+type TaskExecAdded struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskExecAdded) Reset() {
+	*x = TaskExecAdded{}
+	mi := &file_api_events_task_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskExecAdded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskExecAdded) ProtoMessage() {}
+
+func (x *TaskExecAdded) ProtoReflect() protoreflect.Message {
+	mi := &file_api_events_task_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskExecAdded.ProtoReflect.Descriptor instead.
+func (*TaskExecAdded) Descriptor() ([]byte, []int) {
+	return file_api_events_task_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *TaskExecAdded) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *TaskExecAdded) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+// Topic /tasks/exec-started: the exec's process runs. Always before its exit;
+// not sent when starting it failed.
+type TaskExecStarted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Pid           uint32                 `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskExecStarted) Reset() {
+	*x = TaskExecStarted{}
+	mi := &file_api_events_task_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskExecStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskExecStarted) ProtoMessage() {}
+
+func (x *TaskExecStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_api_events_task_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskExecStarted.ProtoReflect.Descriptor instead.
+func (*TaskExecStarted) Descriptor() ([]byte, []int) {
+	return file_api_events_task_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TaskExecStarted) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *TaskExecStarted) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+func (x *TaskExecStarted) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+// Topic /tasks/paused: all processes of the task are frozen.
 type TaskPaused struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -579,6 +601,7 @@ func (x *TaskPaused) GetContainerId() string {
 	return ""
 }
 
+// Topic /tasks/resumed: the processes go on.
 type TaskResumed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -623,28 +646,30 @@ func (x *TaskResumed) GetContainerId() string {
 	return ""
 }
 
-type TaskStart struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+// Topic /tasks/checkpointed: a checkpoint of the task was written.
+type TaskCheckpointed struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// The checkpoint: its directory or digest.
+	Checkpoint    string `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *TaskStart) Reset() {
-	*x = TaskStart{}
+func (x *TaskCheckpointed) Reset() {
+	*x = TaskCheckpointed{}
 	mi := &file_api_events_task_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *TaskStart) String() string {
+func (x *TaskCheckpointed) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*TaskStart) ProtoMessage() {}
+func (*TaskCheckpointed) ProtoMessage() {}
 
-func (x *TaskStart) ProtoReflect() protoreflect.Message {
+func (x *TaskCheckpointed) ProtoReflect() protoreflect.Message {
 	mi := &file_api_events_task_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -656,35 +681,30 @@ func (x *TaskStart) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use TaskStart.ProtoReflect.Descriptor instead.
-func (*TaskStart) Descriptor() ([]byte, []int) {
+// Deprecated: Use TaskCheckpointed.ProtoReflect.Descriptor instead.
+func (*TaskCheckpointed) Descriptor() ([]byte, []int) {
 	return file_api_events_task_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *TaskStart) GetContainerId() string {
+func (x *TaskCheckpointed) GetContainerId() string {
 	if x != nil {
 		return x.ContainerId
 	}
 	return ""
 }
 
-func (x *TaskStart) GetPid() uint32 {
+func (x *TaskCheckpointed) GetCheckpoint() string {
 	if x != nil {
-		return x.Pid
+		return x.Checkpoint
 	}
-	return 0
+	return ""
 }
 
 var File_api_events_task_proto protoreflect.FileDescriptor
 
 const file_api_events_task_proto_rawDesc = "" +
 	"\n" +
-	"\x15api/events/task.proto\x12\x11containerd.events\x1a\x15api/types/mount.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"U\n" +
-	"\x10TaskCheckpointed\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1e\n" +
-	"\n" +
-	"checkpoint\x18\x02 \x01(\tR\n" +
-	"checkpoint\"\xd5\x01\n" +
+	"\x15api/events/task.proto\x12\x11containerd.events\x1a\x15api/types/mount.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x01\n" +
 	"\n" +
 	"TaskCreate\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x16\n" +
@@ -694,7 +714,10 @@ const file_api_events_task_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x05 \x01(\tR\n" +
 	"checkpoint\x12\x10\n" +
-	"\x03pid\x18\x06 \x01(\rR\x03pid\"\xab\x01\n" +
+	"\x03pid\x18\x06 \x01(\rR\x03pid\"@\n" +
+	"\tTaskStart\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\"\xab\x01\n" +
 	"\n" +
 	"TaskDelete\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
@@ -702,36 +725,38 @@ const file_api_events_task_proto_rawDesc = "" +
 	"\vexit_status\x18\x03 \x01(\rR\n" +
 	"exitStatus\x127\n" +
 	"\texited_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12\x0e\n" +
-	"\x02id\x18\x05 \x01(\tR\x02id\"K\n" +
-	"\rTaskExecAdded\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"_\n" +
-	"\x0fTaskExecStarted\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
-	"\x03pid\x18\x03 \x01(\rR\x03pid\"\xa9\x01\n" +
+	"\x02id\x18\x05 \x01(\tR\x02id\"j\n" +
+	"\x06TaskIO\x12\x14\n" +
+	"\x05stdin\x18\x01 \x01(\tR\x05stdin\x12\x16\n" +
+	"\x06stdout\x18\x02 \x01(\tR\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x03 \x01(\tR\x06stderr\x12\x1a\n" +
+	"\bterminal\x18\x04 \x01(\bR\bterminal\"\xa9\x01\n" +
 	"\bTaskExit\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\rR\x03pid\x12\x1f\n" +
 	"\vexit_status\x18\x04 \x01(\rR\n" +
 	"exitStatus\x127\n" +
-	"\texited_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\"j\n" +
-	"\x06TaskIO\x12\x14\n" +
-	"\x05stdin\x18\x01 \x01(\tR\x05stdin\x12\x16\n" +
-	"\x06stdout\x18\x02 \x01(\tR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x03 \x01(\tR\x06stderr\x12\x1a\n" +
-	"\bterminal\x18\x04 \x01(\bR\bterminal\",\n" +
+	"\texited_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\",\n" +
 	"\aTaskOOM\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"/\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"K\n" +
+	"\rTaskExecAdded\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\"_\n" +
+	"\x0fTaskExecStarted\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
+	"\x03pid\x18\x03 \x01(\rR\x03pid\"/\n" +
 	"\n" +
 	"TaskPaused\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"0\n" +
 	"\vTaskResumed\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"@\n" +
-	"\tTaskStart\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\rR\x03pidB.Z,github.com/berthd/berth/api/events;apieventsb\x06proto3"
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"U\n" +
+	"\x10TaskCheckpointed\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpointB.Z,github.com/berthd/berth/api/events;apieventsb\x06proto3"
 
 var (
 	file_api_events_task_proto_rawDescOnce sync.Once
@@ -747,23 +772,23 @@ func file_api_events_task_proto_rawDescGZIP() []byte {
 
 var file_api_events_task_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_api_events_task_proto_goTypes = []any{
-	(*TaskCheckpointed)(nil),      // 0: containerd.events.TaskCheckpointed
-	(*TaskCreate)(nil),            // 1: containerd.events.TaskCreate
+	(*TaskCreate)(nil),            // 0: containerd.events.TaskCreate
+	(*TaskStart)(nil),             // 1: containerd.events.TaskStart
 	(*TaskDelete)(nil),            // 2: containerd.events.TaskDelete
-	(*TaskExecAdded)(nil),         // 3: containerd.events.TaskExecAdded
-	(*TaskExecStarted)(nil),       // 4: containerd.events.TaskExecStarted
-	(*TaskExit)(nil),              // 5: containerd.events.TaskExit
-	(*TaskIO)(nil),                // 6: containerd.events.TaskIO
-	(*TaskOOM)(nil),               // 7: containerd.events.TaskOOM
+	(*TaskIO)(nil),                // 3: containerd.events.TaskIO
+	(*TaskExit)(nil),              // 4: containerd.events.TaskExit
+	(*TaskOOM)(nil),               // 5: containerd.events.TaskOOM
+	(*TaskExecAdded)(nil),         // 6: containerd.events.TaskExecAdded
+	(*TaskExecStarted)(nil),       // 7: containerd.events.TaskExecStarted
 	(*TaskPaused)(nil),            // 8: containerd.events.TaskPaused
 	(*TaskResumed)(nil),           // 9: containerd.events.TaskResumed
-	(*TaskStart)(nil),             // 10: containerd.events.TaskStart
+	(*TaskCheckpointed)(nil),      // 10: containerd.events.TaskCheckpointed
 	(*types.Mount)(nil),           // 11: containerd.types.Mount
 	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_api_events_task_proto_depIdxs = []int32{
 	11, // 0: containerd.events.TaskCreate.rootfs:type_name -> containerd.types.Mount
-	6,  // 1: containerd.events.TaskCreate.io:type_name -> containerd.events.TaskIO
+	3,  // 1: containerd.events.TaskCreate.io:type_name -> containerd.events.TaskIO
 	12, // 2: containerd.events.TaskDelete.exited_at:type_name -> google.protobuf.Timestamp
 	12, // 3: containerd.events.TaskExit.exited_at:type_name -> google.protobuf.Timestamp
 	4,  // [4:4] is the sub-list for method output_type

@@ -22,20 +22,80 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RuntimeRequest asks a runtime about itself.
+type RuntimeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or path of the runtime.
+	RuntimePath string `protobuf:"bytes,1,opt,name=runtime_path,json=runtimePath,proto3" json:"runtime_path,omitempty"`
+	// As a container's runtime options.
+	Options       *anypb.Any `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuntimeRequest) Reset() {
+	*x = RuntimeRequest{}
+	mi := &file_api_types_introspection_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuntimeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuntimeRequest) ProtoMessage() {}
+
+func (x *RuntimeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_types_introspection_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuntimeRequest.ProtoReflect.Descriptor instead.
+func (*RuntimeRequest) Descriptor() ([]byte, []int) {
+	return file_api_types_introspection_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RuntimeRequest) GetRuntimePath() string {
+	if x != nil {
+		return x.RuntimePath
+	}
+	return ""
+}
+
+func (x *RuntimeRequest) GetOptions() *anypb.Any {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// RuntimeInfo is what a runtime tells about itself; a shim's -info prints it.
 type RuntimeInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Version       *RuntimeVersion        `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Options       *anypb.Any             `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
-	Features      *anypb.Any             `protobuf:"bytes,4,opt,name=features,proto3" json:"features,omitempty"`
-	Annotations   map[string]string      `protobuf:"bytes,5,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version *RuntimeVersion        `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// Those that were given.
+	Options *anypb.Any `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
+	// Features of the OCI runtime spec, as JSON.
+	Features *anypb.Any `protobuf:"bytes,4,opt,name=features,proto3" json:"features,omitempty"`
+	// containerd.io/runtime-allow-mounts lists, with commas, types of mounts that
+	// the shim makes itself.
+	Annotations   map[string]string `protobuf:"bytes,5,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RuntimeInfo) Reset() {
 	*x = RuntimeInfo{}
-	mi := &file_api_types_introspection_proto_msgTypes[0]
+	mi := &file_api_types_introspection_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -47,7 +107,7 @@ func (x *RuntimeInfo) String() string {
 func (*RuntimeInfo) ProtoMessage() {}
 
 func (x *RuntimeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_introspection_proto_msgTypes[0]
+	mi := &file_api_types_introspection_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -60,7 +120,7 @@ func (x *RuntimeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuntimeInfo.ProtoReflect.Descriptor instead.
 func (*RuntimeInfo) Descriptor() ([]byte, []int) {
-	return file_api_types_introspection_proto_rawDescGZIP(), []int{0}
+	return file_api_types_introspection_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *RuntimeInfo) GetName() string {
@@ -98,58 +158,7 @@ func (x *RuntimeInfo) GetAnnotations() map[string]string {
 	return nil
 }
 
-type RuntimeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RuntimePath   string                 `protobuf:"bytes,1,opt,name=runtime_path,json=runtimePath,proto3" json:"runtime_path,omitempty"`
-	Options       *anypb.Any             `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RuntimeRequest) Reset() {
-	*x = RuntimeRequest{}
-	mi := &file_api_types_introspection_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RuntimeRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RuntimeRequest) ProtoMessage() {}
-
-func (x *RuntimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_introspection_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RuntimeRequest.ProtoReflect.Descriptor instead.
-func (*RuntimeRequest) Descriptor() ([]byte, []int) {
-	return file_api_types_introspection_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *RuntimeRequest) GetRuntimePath() string {
-	if x != nil {
-		return x.RuntimePath
-	}
-	return ""
-}
-
-func (x *RuntimeRequest) GetOptions() *anypb.Any {
-	if x != nil {
-		return x.Options
-	}
-	return nil
-}
-
+// RuntimeVersion is which program a runtime is.
 type RuntimeVersion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -206,7 +215,10 @@ var File_api_types_introspection_proto protoreflect.FileDescriptor
 
 const file_api_types_introspection_proto_rawDesc = "" +
 	"\n" +
-	"\x1dapi/types/introspection.proto\x12\x10containerd.types\x1a\x19google/protobuf/any.proto\"\xd1\x02\n" +
+	"\x1dapi/types/introspection.proto\x12\x10containerd.types\x1a\x19google/protobuf/any.proto\"c\n" +
+	"\x0eRuntimeRequest\x12!\n" +
+	"\fruntime_path\x18\x01 \x01(\tR\vruntimePath\x12.\n" +
+	"\aoptions\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\aoptions\"\xd1\x02\n" +
 	"\vRuntimeInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\aversion\x18\x02 \x01(\v2 .containerd.types.RuntimeVersionR\aversion\x12.\n" +
@@ -215,10 +227,7 @@ const file_api_types_introspection_proto_rawDesc = "" +
 	"\vannotations\x18\x05 \x03(\v2..containerd.types.RuntimeInfo.AnnotationsEntryR\vannotations\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +
-	"\x0eRuntimeRequest\x12!\n" +
-	"\fruntime_path\x18\x01 \x01(\tR\vruntimePath\x12.\n" +
-	"\aoptions\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\aoptions\"F\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
 	"\x0eRuntimeVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevisionB)Z'github.com/berthd/berth/api/types;typesb\x06proto3"
@@ -237,18 +246,18 @@ func file_api_types_introspection_proto_rawDescGZIP() []byte {
 
 var file_api_types_introspection_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_api_types_introspection_proto_goTypes = []any{
-	(*RuntimeInfo)(nil),    // 0: containerd.types.RuntimeInfo
-	(*RuntimeRequest)(nil), // 1: containerd.types.RuntimeRequest
+	(*RuntimeRequest)(nil), // 0: containerd.types.RuntimeRequest
+	(*RuntimeInfo)(nil),    // 1: containerd.types.RuntimeInfo
 	(*RuntimeVersion)(nil), // 2: containerd.types.RuntimeVersion
 	nil,                    // 3: containerd.types.RuntimeInfo.AnnotationsEntry
 	(*anypb.Any)(nil),      // 4: google.protobuf.Any
 }
 var file_api_types_introspection_proto_depIdxs = []int32{
-	2, // 0: containerd.types.RuntimeInfo.version:type_name -> containerd.types.RuntimeVersion
-	4, // 1: containerd.types.RuntimeInfo.options:type_name -> google.protobuf.Any
-	4, // 2: containerd.types.RuntimeInfo.features:type_name -> google.protobuf.Any
-	3, // 3: containerd.types.RuntimeInfo.annotations:type_name -> containerd.types.RuntimeInfo.AnnotationsEntry
-	4, // 4: containerd.types.RuntimeRequest.options:type_name -> google.protobuf.Any
+	4, // 0: containerd.types.RuntimeRequest.options:type_name -> google.protobuf.Any
+	2, // 1: containerd.types.RuntimeInfo.version:type_name -> containerd.types.RuntimeVersion
+	4, // 2: containerd.types.RuntimeInfo.options:type_name -> google.protobuf.Any
+	4, // 3: containerd.types.RuntimeInfo.features:type_name -> google.protobuf.Any
+	3, // 4: containerd.types.RuntimeInfo.annotations:type_name -> containerd.types.RuntimeInfo.AnnotationsEntry
 	5, // [5:5] is the sub-list for method output_type
 	5, // [5:5] is the sub-list for method input_type
 	5, // [5:5] is the sub-list for extension type_name

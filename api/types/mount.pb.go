@@ -22,30 +22,33 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type ActivationInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Active        []*ActiveMount         `protobuf:"bytes,2,rep,name=active,proto3" json:"active,omitempty"`
-	System        []*Mount               `protobuf:"bytes,3,rep,name=system,proto3" json:"system,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+// Mount is one mount to be made, in the words of fstab.
+type Mount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A file system, bind, or one that a handler knows, such as format/overlay.
+	Type   string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	// Directory below the mount point; usually empty.
+	Target        string   `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	Options       []string `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ActivationInfo) Reset() {
-	*x = ActivationInfo{}
+func (x *Mount) Reset() {
+	*x = Mount{}
 	mi := &file_api_types_mount_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ActivationInfo) String() string {
+func (x *Mount) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ActivationInfo) ProtoMessage() {}
+func (*Mount) ProtoMessage() {}
 
-func (x *ActivationInfo) ProtoReflect() protoreflect.Message {
+func (x *Mount) ProtoReflect() protoreflect.Message {
 	mi := &file_api_types_mount_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -57,45 +60,47 @@ func (x *ActivationInfo) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ActivationInfo.ProtoReflect.Descriptor instead.
-func (*ActivationInfo) Descriptor() ([]byte, []int) {
+// Deprecated: Use Mount.ProtoReflect.Descriptor instead.
+func (*Mount) Descriptor() ([]byte, []int) {
 	return file_api_types_mount_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *ActivationInfo) GetName() string {
+func (x *Mount) GetType() string {
 	if x != nil {
-		return x.Name
+		return x.Type
 	}
 	return ""
 }
 
-func (x *ActivationInfo) GetActive() []*ActiveMount {
+func (x *Mount) GetSource() string {
 	if x != nil {
-		return x.Active
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Mount) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Mount) GetOptions() []string {
+	if x != nil {
+		return x.Options
 	}
 	return nil
 }
 
-func (x *ActivationInfo) GetSystem() []*Mount {
-	if x != nil {
-		return x.System
-	}
-	return nil
-}
-
-func (x *ActivationInfo) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
+// ActiveMount is a mount that a handler has made.
 type ActiveMount struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mount         *Mount                 `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
-	MountedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=mounted_at,json=mountedAt,proto3" json:"mounted_at,omitempty"`
-	MountPoint    string                 `protobuf:"bytes,3,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
-	Data          map[string]string      `protobuf:"bytes,4,rep,name=data,proto3" json:"data,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Mount      *Mount                 `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
+	MountedAt  *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=mounted_at,json=mountedAt,proto3" json:"mounted_at,omitempty"`
+	MountPoint string                 `protobuf:"bytes,3,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
+	// The handler's own.
+	Data          map[string]string `protobuf:"bytes,4,rep,name=data,proto3" json:"data,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -158,30 +163,33 @@ func (x *ActiveMount) GetData() map[string]string {
 	return nil
 }
 
-type Mount struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
-	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
-	Options       []string               `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty"`
+// ActivationInfo is a set of mounts that were made together.
+type ActivationInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What was mounted.
+	Active []*ActiveMount `protobuf:"bytes,2,rep,name=active,proto3" json:"active,omitempty"`
+	// What is left for the client to mount.
+	System        []*Mount          `protobuf:"bytes,3,rep,name=system,proto3" json:"system,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Mount) Reset() {
-	*x = Mount{}
+func (x *ActivationInfo) Reset() {
+	*x = ActivationInfo{}
 	mi := &file_api_types_mount_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Mount) String() string {
+func (x *ActivationInfo) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Mount) ProtoMessage() {}
+func (*ActivationInfo) ProtoMessage() {}
 
-func (x *Mount) ProtoReflect() protoreflect.Message {
+func (x *ActivationInfo) ProtoReflect() protoreflect.Message {
 	mi := &file_api_types_mount_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -193,35 +201,35 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Mount.ProtoReflect.Descriptor instead.
-func (*Mount) Descriptor() ([]byte, []int) {
+// Deprecated: Use ActivationInfo.ProtoReflect.Descriptor instead.
+func (*ActivationInfo) Descriptor() ([]byte, []int) {
 	return file_api_types_mount_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *Mount) GetType() string {
+func (x *ActivationInfo) GetName() string {
 	if x != nil {
-		return x.Type
+		return x.Name
 	}
 	return ""
 }
 
-func (x *Mount) GetSource() string {
+func (x *ActivationInfo) GetActive() []*ActiveMount {
 	if x != nil {
-		return x.Source
+		return x.Active
 	}
-	return ""
+	return nil
 }
 
-func (x *Mount) GetTarget() string {
+func (x *ActivationInfo) GetSystem() []*Mount {
 	if x != nil {
-		return x.Target
+		return x.System
 	}
-	return ""
+	return nil
 }
 
-func (x *Mount) GetOptions() []string {
+func (x *ActivationInfo) GetLabels() map[string]string {
 	if x != nil {
-		return x.Options
+		return x.Labels
 	}
 	return nil
 }
@@ -230,15 +238,12 @@ var File_api_types_mount_proto protoreflect.FileDescriptor
 
 const file_api_types_mount_proto_rawDesc = "" +
 	"\n" +
-	"\x15api/types/mount.proto\x12\x10containerd.types\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x02\n" +
-	"\x0eActivationInfo\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
-	"\x06active\x18\x02 \x03(\v2\x1d.containerd.types.ActiveMountR\x06active\x12/\n" +
-	"\x06system\x18\x03 \x03(\v2\x17.containerd.types.MountR\x06system\x12D\n" +
-	"\x06labels\x18\x04 \x03(\v2,.containerd.types.ActivationInfo.LabelsEntryR\x06labels\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8e\x02\n" +
+	"\x15api/types/mount.proto\x12\x10containerd.types\x1a\x1fgoogle/protobuf/timestamp.proto\"e\n" +
+	"\x05Mount\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x18\n" +
+	"\aoptions\x18\x04 \x03(\tR\aoptions\"\x8e\x02\n" +
 	"\vActiveMount\x12-\n" +
 	"\x05mount\x18\x01 \x01(\v2\x17.containerd.types.MountR\x05mount\x129\n" +
 	"\n" +
@@ -248,12 +253,15 @@ const file_api_types_mount_proto_rawDesc = "" +
 	"\x04data\x18\x04 \x03(\v2'.containerd.types.ActiveMount.DataEntryR\x04data\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"e\n" +
-	"\x05Mount\x12\x12\n" +
-	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
-	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
-	"\x06target\x18\x03 \x01(\tR\x06target\x12\x18\n" +
-	"\aoptions\x18\x04 \x03(\tR\aoptionsB)Z'github.com/berthd/berth/api/types;typesb\x06proto3"
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x02\n" +
+	"\x0eActivationInfo\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
+	"\x06active\x18\x02 \x03(\v2\x1d.containerd.types.ActiveMountR\x06active\x12/\n" +
+	"\x06system\x18\x03 \x03(\v2\x17.containerd.types.MountR\x06system\x12D\n" +
+	"\x06labels\x18\x04 \x03(\v2,.containerd.types.ActivationInfo.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B)Z'github.com/berthd/berth/api/types;typesb\x06proto3"
 
 var (
 	file_api_types_mount_proto_rawDescOnce sync.Once
@@ -269,20 +277,20 @@ func file_api_types_mount_proto_rawDescGZIP() []byte {
 
 var file_api_types_mount_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_api_types_mount_proto_goTypes = []any{
-	(*ActivationInfo)(nil),        // 0: containerd.types.ActivationInfo
+	(*Mount)(nil),                 // 0: containerd.types.Mount
 	(*ActiveMount)(nil),           // 1: containerd.types.ActiveMount
-	(*Mount)(nil),                 // 2: containerd.types.Mount
-	nil,                           // 3: containerd.types.ActivationInfo.LabelsEntry
-	nil,                           // 4: containerd.types.ActiveMount.DataEntry
+	(*ActivationInfo)(nil),        // 2: containerd.types.ActivationInfo
+	nil,                           // 3: containerd.types.ActiveMount.DataEntry
+	nil,                           // 4: containerd.types.ActivationInfo.LabelsEntry
 	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_api_types_mount_proto_depIdxs = []int32{
-	1, // 0: containerd.types.ActivationInfo.active:type_name -> containerd.types.ActiveMount
-	2, // 1: containerd.types.ActivationInfo.system:type_name -> containerd.types.Mount
-	3, // 2: containerd.types.ActivationInfo.labels:type_name -> containerd.types.ActivationInfo.LabelsEntry
-	2, // 3: containerd.types.ActiveMount.mount:type_name -> containerd.types.Mount
-	5, // 4: containerd.types.ActiveMount.mounted_at:type_name -> google.protobuf.Timestamp
-	4, // 5: containerd.types.ActiveMount.data:type_name -> containerd.types.ActiveMount.DataEntry
+	0, // 0: containerd.types.ActiveMount.mount:type_name -> containerd.types.Mount
+	5, // 1: containerd.types.ActiveMount.mounted_at:type_name -> google.protobuf.Timestamp
+	3, // 2: containerd.types.ActiveMount.data:type_name -> containerd.types.ActiveMount.DataEntry
+	1, // 3: containerd.types.ActivationInfo.active:type_name -> containerd.types.ActiveMount
+	0, // 4: containerd.types.ActivationInfo.system:type_name -> containerd.types.Mount
+	4, // 5: containerd.types.ActivationInfo.labels:type_name -> containerd.types.ActivationInfo.LabelsEntry
 	6, // [6:6] is the sub-list for method output_type
 	6, // [6:6] is the sub-list for method input_type
 	6, // [6:6] is the sub-list for extension type_name

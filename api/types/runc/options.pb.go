@@ -21,135 +21,40 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type CheckpointOptions struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	Exit                bool                   `protobuf:"varint,1,opt,name=exit,proto3" json:"exit,omitempty"`
-	OpenTcp             bool                   `protobuf:"varint,2,opt,name=open_tcp,json=openTcp,proto3" json:"open_tcp,omitempty"`
-	ExternalUnixSockets bool                   `protobuf:"varint,3,opt,name=external_unix_sockets,json=externalUnixSockets,proto3" json:"external_unix_sockets,omitempty"`
-	Terminal            bool                   `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
-	FileLocks           bool                   `protobuf:"varint,5,opt,name=file_locks,json=fileLocks,proto3" json:"file_locks,omitempty"`
-	EmptyNamespaces     []string               `protobuf:"bytes,6,rep,name=empty_namespaces,json=emptyNamespaces,proto3" json:"empty_namespaces,omitempty"`
-	CgroupsMode         string                 `protobuf:"bytes,7,opt,name=cgroups_mode,json=cgroupsMode,proto3" json:"cgroups_mode,omitempty"`
-	ImagePath           string                 `protobuf:"bytes,8,opt,name=image_path,json=imagePath,proto3" json:"image_path,omitempty"`
-	WorkPath            string                 `protobuf:"bytes,9,opt,name=work_path,json=workPath,proto3" json:"work_path,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
-}
-
-func (x *CheckpointOptions) Reset() {
-	*x = CheckpointOptions{}
-	mi := &file_api_types_runc_options_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CheckpointOptions) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CheckpointOptions) ProtoMessage() {}
-
-func (x *CheckpointOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_runc_options_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CheckpointOptions.ProtoReflect.Descriptor instead.
-func (*CheckpointOptions) Descriptor() ([]byte, []int) {
-	return file_api_types_runc_options_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *CheckpointOptions) GetExit() bool {
-	if x != nil {
-		return x.Exit
-	}
-	return false
-}
-
-func (x *CheckpointOptions) GetOpenTcp() bool {
-	if x != nil {
-		return x.OpenTcp
-	}
-	return false
-}
-
-func (x *CheckpointOptions) GetExternalUnixSockets() bool {
-	if x != nil {
-		return x.ExternalUnixSockets
-	}
-	return false
-}
-
-func (x *CheckpointOptions) GetTerminal() bool {
-	if x != nil {
-		return x.Terminal
-	}
-	return false
-}
-
-func (x *CheckpointOptions) GetFileLocks() bool {
-	if x != nil {
-		return x.FileLocks
-	}
-	return false
-}
-
-func (x *CheckpointOptions) GetEmptyNamespaces() []string {
-	if x != nil {
-		return x.EmptyNamespaces
-	}
-	return nil
-}
-
-func (x *CheckpointOptions) GetCgroupsMode() string {
-	if x != nil {
-		return x.CgroupsMode
-	}
-	return ""
-}
-
-func (x *CheckpointOptions) GetImagePath() string {
-	if x != nil {
-		return x.ImagePath
-	}
-	return ""
-}
-
-func (x *CheckpointOptions) GetWorkPath() string {
-	if x != nil {
-		return x.WorkPath
-	}
-	return ""
-}
-
+// Options are those of a shim that drives an OCI runtime's command line.
 type Options struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	NoPivotRoot    bool                   `protobuf:"varint,1,opt,name=no_pivot_root,json=noPivotRoot,proto3" json:"no_pivot_root,omitempty"`
-	NoNewKeyring   bool                   `protobuf:"varint,2,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"`
-	ShimCgroup     string                 `protobuf:"bytes,3,opt,name=shim_cgroup,json=shimCgroup,proto3" json:"shim_cgroup,omitempty"`
-	IoUid          uint32                 `protobuf:"varint,4,opt,name=io_uid,json=ioUid,proto3" json:"io_uid,omitempty"`
-	IoGid          uint32                 `protobuf:"varint,5,opt,name=io_gid,json=ioGid,proto3" json:"io_gid,omitempty"`
-	BinaryName     string                 `protobuf:"bytes,6,opt,name=binary_name,json=binaryName,proto3" json:"binary_name,omitempty"`
-	Root           string                 `protobuf:"bytes,7,opt,name=root,proto3" json:"root,omitempty"`
-	SystemdCgroup  bool                   `protobuf:"varint,9,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
-	CriuImagePath  string                 `protobuf:"bytes,10,opt,name=criu_image_path,json=criuImagePath,proto3" json:"criu_image_path,omitempty"`
-	CriuWorkPath   string                 `protobuf:"bytes,11,opt,name=criu_work_path,json=criuWorkPath,proto3" json:"criu_work_path,omitempty"`
-	TaskApiAddress string                 `protobuf:"bytes,12,opt,name=task_api_address,json=taskApiAddress,proto3" json:"task_api_address,omitempty"`
-	TaskApiVersion uint32                 `protobuf:"varint,13,opt,name=task_api_version,json=taskApiVersion,proto3" json:"task_api_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Use chroot where pivot_root can't work, as on a ramdisk.
+	NoPivotRoot bool `protobuf:"varint,1,opt,name=no_pivot_root,json=noPivotRoot,proto3" json:"no_pivot_root,omitempty"`
+	// Share the session keyring instead of making a new one.
+	NoNewKeyring bool `protobuf:"varint,2,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"`
+	// Cgroup to put the shim into; empty leaves it in the daemon's.
+	ShimCgroup string `protobuf:"bytes,3,opt,name=shim_cgroup,json=shimCgroup,proto3" json:"shim_cgroup,omitempty"`
+	// Owner of the streams that the shim makes.
+	IoUid uint32 `protobuf:"varint,4,opt,name=io_uid,json=ioUid,proto3" json:"io_uid,omitempty"`
+	// Group of the streams that the shim makes.
+	IoGid uint32 `protobuf:"varint,5,opt,name=io_gid,json=ioGid,proto3" json:"io_gid,omitempty"`
+	// The OCI runtime: a name to look up in PATH, or a path. Empty is runc.
+	BinaryName string `protobuf:"bytes,6,opt,name=binary_name,json=binaryName,proto3" json:"binary_name,omitempty"`
+	// Directory where the OCI runtime keeps its state; the namespace is added.
+	Root string `protobuf:"bytes,7,opt,name=root,proto3" json:"root,omitempty"`
+	// Let systemd make the cgroup; the spec's path is then SLICE:PREFIX:NAME.
+	SystemdCgroup bool `protobuf:"varint,9,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
+	// Directory of a checkpoint to restore from.
+	CriuImagePath string `protobuf:"bytes,10,opt,name=criu_image_path,json=criuImagePath,proto3" json:"criu_image_path,omitempty"`
+	// Directory for CRIU's own files.
+	CriuWorkPath string `protobuf:"bytes,11,opt,name=criu_work_path,json=criuWorkPath,proto3" json:"criu_work_path,omitempty"`
+	// Where a sandbox serves the task API. The field of the same name in
+	// Tasks.Create is the newer place.
+	TaskApiAddress string `protobuf:"bytes,12,opt,name=task_api_address,json=taskApiAddress,proto3" json:"task_api_address,omitempty"`
+	TaskApiVersion uint32 `protobuf:"varint,13,opt,name=task_api_version,json=taskApiVersion,proto3" json:"task_api_version,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Options) Reset() {
 	*x = Options{}
-	mi := &file_api_types_runc_options_proto_msgTypes[1]
+	mi := &file_api_types_runc_options_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -161,7 +66,7 @@ func (x *Options) String() string {
 func (*Options) ProtoMessage() {}
 
 func (x *Options) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_runc_options_proto_msgTypes[1]
+	mi := &file_api_types_runc_options_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -174,7 +79,7 @@ func (x *Options) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Options.ProtoReflect.Descriptor instead.
 func (*Options) Descriptor() ([]byte, []int) {
-	return file_api_types_runc_options_proto_rawDescGZIP(), []int{1}
+	return file_api_types_runc_options_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Options) GetNoPivotRoot() bool {
@@ -261,6 +166,125 @@ func (x *Options) GetTaskApiVersion() uint32 {
 	return 0
 }
 
+// CheckpointOptions say how to checkpoint a task.
+type CheckpointOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// End the task afterwards.
+	Exit bool `protobuf:"varint,1,opt,name=exit,proto3" json:"exit,omitempty"`
+	// Allow open TCP connections.
+	OpenTcp bool `protobuf:"varint,2,opt,name=open_tcp,json=openTcp,proto3" json:"open_tcp,omitempty"`
+	// Allow unix sockets to the outside.
+	ExternalUnixSockets bool `protobuf:"varint,3,opt,name=external_unix_sockets,json=externalUnixSockets,proto3" json:"external_unix_sockets,omitempty"`
+	// Allow terminals.
+	Terminal bool `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// Allow file locks.
+	FileLocks bool `protobuf:"varint,5,opt,name=file_locks,json=fileLocks,proto3" json:"file_locks,omitempty"`
+	// Namespaces to recreate without what is in them.
+	EmptyNamespaces []string `protobuf:"bytes,6,rep,name=empty_namespaces,json=emptyNamespaces,proto3" json:"empty_namespaces,omitempty"`
+	// How to restore cgroups: ignore, full, strict or soft.
+	CgroupsMode string `protobuf:"bytes,7,opt,name=cgroups_mode,json=cgroupsMode,proto3" json:"cgroups_mode,omitempty"`
+	// Directory to write to, instead of the content store.
+	ImagePath string `protobuf:"bytes,8,opt,name=image_path,json=imagePath,proto3" json:"image_path,omitempty"`
+	// Directory for CRIU's own files.
+	WorkPath      string `protobuf:"bytes,9,opt,name=work_path,json=workPath,proto3" json:"work_path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointOptions) Reset() {
+	*x = CheckpointOptions{}
+	mi := &file_api_types_runc_options_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointOptions) ProtoMessage() {}
+
+func (x *CheckpointOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_api_types_runc_options_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointOptions.ProtoReflect.Descriptor instead.
+func (*CheckpointOptions) Descriptor() ([]byte, []int) {
+	return file_api_types_runc_options_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CheckpointOptions) GetExit() bool {
+	if x != nil {
+		return x.Exit
+	}
+	return false
+}
+
+func (x *CheckpointOptions) GetOpenTcp() bool {
+	if x != nil {
+		return x.OpenTcp
+	}
+	return false
+}
+
+func (x *CheckpointOptions) GetExternalUnixSockets() bool {
+	if x != nil {
+		return x.ExternalUnixSockets
+	}
+	return false
+}
+
+func (x *CheckpointOptions) GetTerminal() bool {
+	if x != nil {
+		return x.Terminal
+	}
+	return false
+}
+
+func (x *CheckpointOptions) GetFileLocks() bool {
+	if x != nil {
+		return x.FileLocks
+	}
+	return false
+}
+
+func (x *CheckpointOptions) GetEmptyNamespaces() []string {
+	if x != nil {
+		return x.EmptyNamespaces
+	}
+	return nil
+}
+
+func (x *CheckpointOptions) GetCgroupsMode() string {
+	if x != nil {
+		return x.CgroupsMode
+	}
+	return ""
+}
+
+func (x *CheckpointOptions) GetImagePath() string {
+	if x != nil {
+		return x.ImagePath
+	}
+	return ""
+}
+
+func (x *CheckpointOptions) GetWorkPath() string {
+	if x != nil {
+		return x.WorkPath
+	}
+	return ""
+}
+
+// ProcessDetails goes with the pid of an exec.
 type ProcessDetails struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExecId        string                 `protobuf:"bytes,1,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
@@ -309,19 +333,7 @@ var File_api_types_runc_options_proto protoreflect.FileDescriptor
 
 const file_api_types_runc_options_proto_rawDesc = "" +
 	"\n" +
-	"\x1capi/types/runc/options.proto\x12\x12containerd.runc.v1\"\xbb\x02\n" +
-	"\x11CheckpointOptions\x12\x12\n" +
-	"\x04exit\x18\x01 \x01(\bR\x04exit\x12\x19\n" +
-	"\bopen_tcp\x18\x02 \x01(\bR\aopenTcp\x122\n" +
-	"\x15external_unix_sockets\x18\x03 \x01(\bR\x13externalUnixSockets\x12\x1a\n" +
-	"\bterminal\x18\x04 \x01(\bR\bterminal\x12\x1d\n" +
-	"\n" +
-	"file_locks\x18\x05 \x01(\bR\tfileLocks\x12)\n" +
-	"\x10empty_namespaces\x18\x06 \x03(\tR\x0femptyNamespaces\x12!\n" +
-	"\fcgroups_mode\x18\a \x01(\tR\vcgroupsMode\x12\x1d\n" +
-	"\n" +
-	"image_path\x18\b \x01(\tR\timagePath\x12\x1b\n" +
-	"\twork_path\x18\t \x01(\tR\bworkPath\"\xa6\x03\n" +
+	"\x1capi/types/runc/options.proto\x12\x12containerd.runc.v1\"\xa6\x03\n" +
 	"\aOptions\x12\"\n" +
 	"\rno_pivot_root\x18\x01 \x01(\bR\vnoPivotRoot\x12$\n" +
 	"\x0eno_new_keyring\x18\x02 \x01(\bR\fnoNewKeyring\x12\x1f\n" +
@@ -337,7 +349,19 @@ const file_api_types_runc_options_proto_rawDesc = "" +
 	" \x01(\tR\rcriuImagePath\x12$\n" +
 	"\x0ecriu_work_path\x18\v \x01(\tR\fcriuWorkPath\x12(\n" +
 	"\x10task_api_address\x18\f \x01(\tR\x0etaskApiAddress\x12(\n" +
-	"\x10task_api_version\x18\r \x01(\rR\x0etaskApiVersionJ\x04\b\b\x10\t\")\n" +
+	"\x10task_api_version\x18\r \x01(\rR\x0etaskApiVersionJ\x04\b\b\x10\t\"\xbb\x02\n" +
+	"\x11CheckpointOptions\x12\x12\n" +
+	"\x04exit\x18\x01 \x01(\bR\x04exit\x12\x19\n" +
+	"\bopen_tcp\x18\x02 \x01(\bR\aopenTcp\x122\n" +
+	"\x15external_unix_sockets\x18\x03 \x01(\bR\x13externalUnixSockets\x12\x1a\n" +
+	"\bterminal\x18\x04 \x01(\bR\bterminal\x12\x1d\n" +
+	"\n" +
+	"file_locks\x18\x05 \x01(\bR\tfileLocks\x12)\n" +
+	"\x10empty_namespaces\x18\x06 \x03(\tR\x0femptyNamespaces\x12!\n" +
+	"\fcgroups_mode\x18\a \x01(\tR\vcgroupsMode\x12\x1d\n" +
+	"\n" +
+	"image_path\x18\b \x01(\tR\timagePath\x12\x1b\n" +
+	"\twork_path\x18\t \x01(\tR\bworkPath\")\n" +
 	"\x0eProcessDetails\x12\x17\n" +
 	"\aexec_id\x18\x01 \x01(\tR\x06execIdB-Z+github.com/berthd/berth/api/types/runc;runcb\x06proto3"
 
@@ -355,8 +379,8 @@ func file_api_types_runc_options_proto_rawDescGZIP() []byte {
 
 var file_api_types_runc_options_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_api_types_runc_options_proto_goTypes = []any{
-	(*CheckpointOptions)(nil), // 0: containerd.runc.v1.CheckpointOptions
-	(*Options)(nil),           // 1: containerd.runc.v1.Options
+	(*Options)(nil),           // 0: containerd.runc.v1.Options
+	(*CheckpointOptions)(nil), // 1: containerd.runc.v1.CheckpointOptions
 	(*ProcessDetails)(nil),    // 2: containerd.runc.v1.ProcessDetails
 }
 var file_api_types_runc_options_proto_depIdxs = []int32{

@@ -23,65 +23,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type AuthType int32
-
-const (
-	AuthType_NONE        AuthType = 0
-	AuthType_CREDENTIALS AuthType = 1
-	AuthType_REFRESH     AuthType = 2
-	AuthType_HEADER      AuthType = 3
-)
-
-// Enum value maps for AuthType.
-var (
-	AuthType_name = map[int32]string{
-		0: "NONE",
-		1: "CREDENTIALS",
-		2: "REFRESH",
-		3: "HEADER",
-	}
-	AuthType_value = map[string]int32{
-		"NONE":        0,
-		"CREDENTIALS": 1,
-		"REFRESH":     2,
-		"HEADER":      3,
-	}
-)
-
-func (x AuthType) Enum() *AuthType {
-	p := new(AuthType)
-	*p = x
-	return p
-}
-
-func (x AuthType) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (AuthType) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_types_transfer_transfer_proto_enumTypes[0].Descriptor()
-}
-
-func (AuthType) Type() protoreflect.EnumType {
-	return &file_api_types_transfer_transfer_proto_enumTypes[0]
-}
-
-func (x AuthType) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use AuthType.Descriptor instead.
-func (AuthType) EnumDescriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{0}
-}
-
+// HTTPDebug is what of the requests is logged.
 type HTTPDebug int32
 
 const (
 	HTTPDebug_DISABLED HTTPDebug = 0
-	HTTPDebug_DEBUG    HTTPDebug = 1
-	HTTPDebug_TRACE    HTTPDebug = 2
-	HTTPDebug_BOTH     HTTPDebug = 3
+	// Requests and responses.
+	HTTPDebug_DEBUG HTTPDebug = 1
+	// Connections.
+	HTTPDebug_TRACE HTTPDebug = 2
+	HTTPDebug_BOTH  HTTPDebug = 3
 )
 
 // Enum value maps for HTTPDebug.
@@ -111,11 +62,11 @@ func (x HTTPDebug) String() string {
 }
 
 func (HTTPDebug) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_types_transfer_transfer_proto_enumTypes[1].Descriptor()
+	return file_api_types_transfer_transfer_proto_enumTypes[0].Descriptor()
 }
 
 func (HTTPDebug) Type() protoreflect.EnumType {
-	return &file_api_types_transfer_transfer_proto_enumTypes[1]
+	return &file_api_types_transfer_transfer_proto_enumTypes[0]
 }
 
 func (x HTTPDebug) Number() protoreflect.EnumNumber {
@@ -124,21 +75,226 @@ func (x HTTPDebug) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HTTPDebug.Descriptor instead.
 func (HTTPDebug) EnumDescriptor() ([]byte, []int) {
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{0}
+}
+
+// AuthType is what the secret is.
+type AuthType int32
+
+const (
+	// Go on without.
+	AuthType_NONE AuthType = 0
+	// Password of the user.
+	AuthType_CREDENTIALS AuthType = 1
+	// Refresh token.
+	AuthType_REFRESH AuthType = 2
+	// Value for the Authorization header.
+	AuthType_HEADER AuthType = 3
+)
+
+// Enum value maps for AuthType.
+var (
+	AuthType_name = map[int32]string{
+		0: "NONE",
+		1: "CREDENTIALS",
+		2: "REFRESH",
+		3: "HEADER",
+	}
+	AuthType_value = map[string]int32{
+		"NONE":        0,
+		"CREDENTIALS": 1,
+		"REFRESH":     2,
+		"HEADER":      3,
+	}
+)
+
+func (x AuthType) Enum() *AuthType {
+	p := new(AuthType)
+	*p = x
+	return p
+}
+
+func (x AuthType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuthType) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_types_transfer_transfer_proto_enumTypes[1].Descriptor()
+}
+
+func (AuthType) Type() protoreflect.EnumType {
+	return &file_api_types_transfer_transfer_proto_enumTypes[1]
+}
+
+func (x AuthType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuthType.Descriptor instead.
+func (AuthType) EnumDescriptor() ([]byte, []int) {
 	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{1}
 }
 
+// OCIRegistry is an image in a registry, as source or destination.
+type OCIRegistry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HOST/NAME with a tag or digest.
+	Reference     string            `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	Resolver      *RegistryResolver `protobuf:"bytes,2,opt,name=resolver,proto3" json:"resolver,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OCIRegistry) Reset() {
+	*x = OCIRegistry{}
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OCIRegistry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OCIRegistry) ProtoMessage() {}
+
+func (x *OCIRegistry) ProtoReflect() protoreflect.Message {
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OCIRegistry.ProtoReflect.Descriptor instead.
+func (*OCIRegistry) Descriptor() ([]byte, []int) {
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *OCIRegistry) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *OCIRegistry) GetResolver() *RegistryResolver {
+	if x != nil {
+		return x.Resolver
+	}
+	return nil
+}
+
+// RegistryResolver says how to reach a registry. The daemon connects, so
+// directories and proxies are the daemon's.
+type RegistryResolver struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of a stream that gets an AuthRequest for each challenge and answers with
+	// an AuthResponse.
+	AuthStream string `protobuf:"bytes,1,opt,name=auth_stream,json=authStream,proto3" json:"auth_stream,omitempty"`
+	// For every request.
+	Headers map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Directory with a hosts.toml per registry.
+	HostDir string `protobuf:"bytes,3,opt,name=host_dir,json=hostDir,proto3" json:"host_dir,omitempty"`
+	// http or https, for hosts that have no file there.
+	DefaultScheme string    `protobuf:"bytes,4,opt,name=default_scheme,json=defaultScheme,proto3" json:"default_scheme,omitempty"`
+	HttpDebug     HTTPDebug `protobuf:"varint,5,opt,name=http_debug,json=httpDebug,proto3,enum=containerd.types.transfer.HTTPDebug" json:"http_debug,omitempty"`
+	// Id of a stream that gets the log of the requests, as Data.
+	LogsStream    string `protobuf:"bytes,6,opt,name=logs_stream,json=logsStream,proto3" json:"logs_stream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryResolver) Reset() {
+	*x = RegistryResolver{}
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryResolver) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryResolver) ProtoMessage() {}
+
+func (x *RegistryResolver) ProtoReflect() protoreflect.Message {
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryResolver.ProtoReflect.Descriptor instead.
+func (*RegistryResolver) Descriptor() ([]byte, []int) {
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RegistryResolver) GetAuthStream() string {
+	if x != nil {
+		return x.AuthStream
+	}
+	return ""
+}
+
+func (x *RegistryResolver) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *RegistryResolver) GetHostDir() string {
+	if x != nil {
+		return x.HostDir
+	}
+	return ""
+}
+
+func (x *RegistryResolver) GetDefaultScheme() string {
+	if x != nil {
+		return x.DefaultScheme
+	}
+	return ""
+}
+
+func (x *RegistryResolver) GetHttpDebug() HTTPDebug {
+	if x != nil {
+		return x.HttpDebug
+	}
+	return HTTPDebug_DISABLED
+}
+
+func (x *RegistryResolver) GetLogsStream() string {
+	if x != nil {
+		return x.LogsStream
+	}
+	return ""
+}
+
+// AuthRequest asks the client to log in.
 type AuthRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Host            string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	Reference       string                 `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
-	Wwwauthenticate []string               `protobuf:"bytes,3,rep,name=wwwauthenticate,proto3" json:"wwwauthenticate,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Host      string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Reference string                 `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	// The registry's challenges, as they came.
+	Wwwauthenticate []string `protobuf:"bytes,3,rep,name=wwwauthenticate,proto3" json:"wwwauthenticate,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AuthRequest) Reset() {
 	*x = AuthRequest{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[0]
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -150,7 +306,7 @@ func (x *AuthRequest) String() string {
 func (*AuthRequest) ProtoMessage() {}
 
 func (x *AuthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[0]
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -163,7 +319,7 @@ func (x *AuthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthRequest.ProtoReflect.Descriptor instead.
 func (*AuthRequest) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{0}
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *AuthRequest) GetHost() string {
@@ -187,11 +343,13 @@ func (x *AuthRequest) GetWwwauthenticate() []string {
 	return nil
 }
 
+// AuthResponse answers an AuthRequest.
 type AuthResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AuthType      AuthType               `protobuf:"varint,1,opt,name=authType,proto3,enum=containerd.types.transfer.AuthType" json:"authType,omitempty"`
-	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
-	Username      string                 `protobuf:"bytes,3,opt,name=username,proto3" json:"username,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	AuthType AuthType               `protobuf:"varint,1,opt,name=authType,proto3,enum=containerd.types.transfer.AuthType" json:"authType,omitempty"`
+	Secret   string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	Username string                 `protobuf:"bytes,3,opt,name=username,proto3" json:"username,omitempty"`
+	// When to ask again; absent for never.
 	ExpireAt      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_at,json=expireAt,proto3" json:"expire_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -199,7 +357,7 @@ type AuthResponse struct {
 
 func (x *AuthResponse) Reset() {
 	*x = AuthResponse{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[1]
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +369,7 @@ func (x *AuthResponse) String() string {
 func (*AuthResponse) ProtoMessage() {}
 
 func (x *AuthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[1]
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +382,7 @@ func (x *AuthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthResponse.ProtoReflect.Descriptor instead.
 func (*AuthResponse) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{1}
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AuthResponse) GetAuthType() AuthType {
@@ -255,96 +413,41 @@ func (x *AuthResponse) GetExpireAt() *timestamppb.Timestamp {
 	return nil
 }
 
-type ContainerPath struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId       string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Path              string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	NoWalk            bool                   `protobuf:"varint,3,opt,name=no_walk,json=noWalk,proto3" json:"no_walk,omitempty"`
-	PreserveOwnership bool                   `protobuf:"varint,4,opt,name=preserve_ownership,json=preserveOwnership,proto3" json:"preserve_ownership,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *ContainerPath) Reset() {
-	*x = ContainerPath{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ContainerPath) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ContainerPath) ProtoMessage() {}
-
-func (x *ContainerPath) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ContainerPath.ProtoReflect.Descriptor instead.
-func (*ContainerPath) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *ContainerPath) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
-	}
-	return ""
-}
-
-func (x *ContainerPath) GetPath() string {
-	if x != nil {
-		return x.Path
-	}
-	return ""
-}
-
-func (x *ContainerPath) GetNoWalk() bool {
-	if x != nil {
-		return x.NoWalk
-	}
-	return false
-}
-
-func (x *ContainerPath) GetPreserveOwnership() bool {
-	if x != nil {
-		return x.PreserveOwnership
-	}
-	return false
-}
-
-type Data struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+// ImageStore is an image in the daemon's store, as source or destination.
+type ImageStore struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// For the image.
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Of which the content is transferred; none is the daemon's own.
+	Platforms []*types.Platform `protobuf:"bytes,3,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	// Manifests of all platforms, even if their layers are left out.
+	AllMetadata bool `protobuf:"varint,4,opt,name=all_metadata,json=allMetadata,proto3" json:"all_metadata,omitempty"`
+	// How many manifests of a platform's choice at most; 0 is no limit.
+	ManifestLimit uint32 `protobuf:"varint,5,opt,name=manifest_limit,json=manifestLimit,proto3" json:"manifest_limit,omitempty"`
+	// How to name images that come without a name, as of an archive.
+	ExtraReferences []*ImageReference `protobuf:"bytes,6,rep,name=extra_references,json=extraReferences,proto3" json:"extra_references,omitempty"`
+	// For which platforms and snapshotters to unpack; none is not at all.
+	Unpacks       []*UnpackConfiguration `protobuf:"bytes,10,rep,name=unpacks,proto3" json:"unpacks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Data) Reset() {
-	*x = Data{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[3]
+func (x *ImageStore) Reset() {
+	*x = ImageStore{}
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Data) String() string {
+func (x *ImageStore) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Data) ProtoMessage() {}
+func (*ImageStore) ProtoMessage() {}
 
-func (x *Data) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[3]
+func (x *ImageStore) ProtoReflect() protoreflect.Message {
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,125 +458,84 @@ func (x *Data) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Data.ProtoReflect.Descriptor instead.
-func (*Data) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{3}
+// Deprecated: Use ImageStore.ProtoReflect.Descriptor instead.
+func (*ImageStore) Descriptor() ([]byte, []int) {
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *Data) GetData() []byte {
+func (x *ImageStore) GetName() string {
 	if x != nil {
-		return x.Data
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageStore) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
 	}
 	return nil
 }
 
-type ImageExportStream struct {
-	state                     protoimpl.MessageState `protogen:"open.v1"`
-	Stream                    string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
-	MediaType                 string                 `protobuf:"bytes,2,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
-	Platforms                 []*types.Platform      `protobuf:"bytes,3,rep,name=platforms,proto3" json:"platforms,omitempty"`
-	AllPlatforms              bool                   `protobuf:"varint,4,opt,name=all_platforms,json=allPlatforms,proto3" json:"all_platforms,omitempty"`
-	SkipCompatibilityManifest bool                   `protobuf:"varint,5,opt,name=skip_compatibility_manifest,json=skipCompatibilityManifest,proto3" json:"skip_compatibility_manifest,omitempty"`
-	SkipNonDistributable      bool                   `protobuf:"varint,6,opt,name=skip_non_distributable,json=skipNonDistributable,proto3" json:"skip_non_distributable,omitempty"`
-	unknownFields             protoimpl.UnknownFields
-	sizeCache                 protoimpl.SizeCache
-}
-
-func (x *ImageExportStream) Reset() {
-	*x = ImageExportStream{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImageExportStream) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImageExportStream) ProtoMessage() {}
-
-func (x *ImageExportStream) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImageExportStream.ProtoReflect.Descriptor instead.
-func (*ImageExportStream) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *ImageExportStream) GetStream() string {
-	if x != nil {
-		return x.Stream
-	}
-	return ""
-}
-
-func (x *ImageExportStream) GetMediaType() string {
-	if x != nil {
-		return x.MediaType
-	}
-	return ""
-}
-
-func (x *ImageExportStream) GetPlatforms() []*types.Platform {
+func (x *ImageStore) GetPlatforms() []*types.Platform {
 	if x != nil {
 		return x.Platforms
 	}
 	return nil
 }
 
-func (x *ImageExportStream) GetAllPlatforms() bool {
+func (x *ImageStore) GetAllMetadata() bool {
 	if x != nil {
-		return x.AllPlatforms
+		return x.AllMetadata
 	}
 	return false
 }
 
-func (x *ImageExportStream) GetSkipCompatibilityManifest() bool {
+func (x *ImageStore) GetManifestLimit() uint32 {
 	if x != nil {
-		return x.SkipCompatibilityManifest
+		return x.ManifestLimit
 	}
-	return false
+	return 0
 }
 
-func (x *ImageExportStream) GetSkipNonDistributable() bool {
+func (x *ImageStore) GetExtraReferences() []*ImageReference {
 	if x != nil {
-		return x.SkipNonDistributable
+		return x.ExtraReferences
 	}
-	return false
+	return nil
 }
 
-type ImageImportStream struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stream        string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
-	MediaType     string                 `protobuf:"bytes,2,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
-	ForceCompress bool                   `protobuf:"varint,3,opt,name=force_compress,json=forceCompress,proto3" json:"force_compress,omitempty"`
+func (x *ImageStore) GetUnpacks() []*UnpackConfiguration {
+	if x != nil {
+		return x.Unpacks
+	}
+	return nil
+}
+
+// UnpackConfiguration is one choice of what to unpack.
+type UnpackConfiguration struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Platform *types.Platform        `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Empty is the daemon's default.
+	Snapshotter   string `protobuf:"bytes,2,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ImageImportStream) Reset() {
-	*x = ImageImportStream{}
+func (x *UnpackConfiguration) Reset() {
+	*x = UnpackConfiguration{}
 	mi := &file_api_types_transfer_transfer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ImageImportStream) String() string {
+func (x *UnpackConfiguration) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ImageImportStream) ProtoMessage() {}
+func (*UnpackConfiguration) ProtoMessage() {}
 
-func (x *ImageImportStream) ProtoReflect() protoreflect.Message {
+func (x *UnpackConfiguration) ProtoReflect() protoreflect.Message {
 	mi := &file_api_types_transfer_transfer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -485,39 +547,38 @@ func (x *ImageImportStream) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ImageImportStream.ProtoReflect.Descriptor instead.
-func (*ImageImportStream) Descriptor() ([]byte, []int) {
+// Deprecated: Use UnpackConfiguration.ProtoReflect.Descriptor instead.
+func (*UnpackConfiguration) Descriptor() ([]byte, []int) {
 	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *ImageImportStream) GetStream() string {
+func (x *UnpackConfiguration) GetPlatform() *types.Platform {
 	if x != nil {
-		return x.Stream
+		return x.Platform
+	}
+	return nil
+}
+
+func (x *UnpackConfiguration) GetSnapshotter() string {
+	if x != nil {
+		return x.Snapshotter
 	}
 	return ""
 }
 
-func (x *ImageImportStream) GetMediaType() string {
-	if x != nil {
-		return x.MediaType
-	}
-	return ""
-}
-
-func (x *ImageImportStream) GetForceCompress() bool {
-	if x != nil {
-		return x.ForceCompress
-	}
-	return false
-}
-
+// ImageReference makes names for images.
 type ImageReference struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	IsPrefix        bool                   `protobuf:"varint,2,opt,name=is_prefix,json=isPrefix,proto3" json:"is_prefix,omitempty"`
-	AllowOverwrite  bool                   `protobuf:"varint,3,opt,name=allow_overwrite,json=allowOverwrite,proto3" json:"allow_overwrite,omitempty"`
-	AddDigest       bool                   `protobuf:"varint,4,opt,name=add_digest,json=addDigest,proto3" json:"add_digest,omitempty"`
-	SkipNamedDigest bool                   `protobuf:"varint,5,opt,name=skip_named_digest,json=skipNamedDigest,proto3" json:"skip_named_digest,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A name, or the start of names.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Name is the start.
+	IsPrefix bool `protobuf:"varint,2,opt,name=is_prefix,json=isPrefix,proto3" json:"is_prefix,omitempty"`
+	// Replace an image of that name.
+	AllowOverwrite bool `protobuf:"varint,3,opt,name=allow_overwrite,json=allowOverwrite,proto3" json:"allow_overwrite,omitempty"`
+	// Add the digest to the name.
+	AddDigest bool `protobuf:"varint,4,opt,name=add_digest,json=addDigest,proto3" json:"add_digest,omitempty"`
+	// Add no digest where there is a name.
+	SkipNamedDigest bool `protobuf:"varint,5,opt,name=skip_named_digest,json=skipNamedDigest,proto3" json:"skip_named_digest,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -587,33 +648,37 @@ func (x *ImageReference) GetSkipNamedDigest() bool {
 	return false
 }
 
-type ImageStore struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Labels          map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Platforms       []*types.Platform      `protobuf:"bytes,3,rep,name=platforms,proto3" json:"platforms,omitempty"`
-	AllMetadata     bool                   `protobuf:"varint,4,opt,name=all_metadata,json=allMetadata,proto3" json:"all_metadata,omitempty"`
-	ManifestLimit   uint32                 `protobuf:"varint,5,opt,name=manifest_limit,json=manifestLimit,proto3" json:"manifest_limit,omitempty"`
-	ExtraReferences []*ImageReference      `protobuf:"bytes,6,rep,name=extra_references,json=extraReferences,proto3" json:"extra_references,omitempty"`
-	Unpacks         []*UnpackConfiguration `protobuf:"bytes,10,rep,name=unpacks,proto3" json:"unpacks,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+// ImageExportStream takes images as an archive.
+type ImageExportStream struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of a stream that gets Data.
+	Stream string `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	// Of the archive; empty is an OCI layout as tar.
+	MediaType    string            `protobuf:"bytes,2,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	Platforms    []*types.Platform `protobuf:"bytes,3,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	AllPlatforms bool              `protobuf:"varint,4,opt,name=all_platforms,json=allPlatforms,proto3" json:"all_platforms,omitempty"`
+	// Leave out the manifest.json that docker load wants.
+	SkipCompatibilityManifest bool `protobuf:"varint,5,opt,name=skip_compatibility_manifest,json=skipCompatibilityManifest,proto3" json:"skip_compatibility_manifest,omitempty"`
+	// Leave out layers that may not be passed on.
+	SkipNonDistributable bool `protobuf:"varint,6,opt,name=skip_non_distributable,json=skipNonDistributable,proto3" json:"skip_non_distributable,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
-func (x *ImageStore) Reset() {
-	*x = ImageStore{}
+func (x *ImageExportStream) Reset() {
+	*x = ImageExportStream{}
 	mi := &file_api_types_transfer_transfer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ImageStore) String() string {
+func (x *ImageExportStream) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ImageStore) ProtoMessage() {}
+func (*ImageExportStream) ProtoMessage() {}
 
-func (x *ImageStore) ProtoReflect() protoreflect.Message {
+func (x *ImageExportStream) ProtoReflect() protoreflect.Message {
 	mi := &file_api_types_transfer_transfer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -625,82 +690,80 @@ func (x *ImageStore) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ImageStore.ProtoReflect.Descriptor instead.
-func (*ImageStore) Descriptor() ([]byte, []int) {
+// Deprecated: Use ImageExportStream.ProtoReflect.Descriptor instead.
+func (*ImageExportStream) Descriptor() ([]byte, []int) {
 	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *ImageStore) GetName() string {
+func (x *ImageExportStream) GetStream() string {
 	if x != nil {
-		return x.Name
+		return x.Stream
 	}
 	return ""
 }
 
-func (x *ImageStore) GetLabels() map[string]string {
+func (x *ImageExportStream) GetMediaType() string {
 	if x != nil {
-		return x.Labels
+		return x.MediaType
 	}
-	return nil
+	return ""
 }
 
-func (x *ImageStore) GetPlatforms() []*types.Platform {
+func (x *ImageExportStream) GetPlatforms() []*types.Platform {
 	if x != nil {
 		return x.Platforms
 	}
 	return nil
 }
 
-func (x *ImageStore) GetAllMetadata() bool {
+func (x *ImageExportStream) GetAllPlatforms() bool {
 	if x != nil {
-		return x.AllMetadata
+		return x.AllPlatforms
 	}
 	return false
 }
 
-func (x *ImageStore) GetManifestLimit() uint32 {
+func (x *ImageExportStream) GetSkipCompatibilityManifest() bool {
 	if x != nil {
-		return x.ManifestLimit
+		return x.SkipCompatibilityManifest
 	}
-	return 0
+	return false
 }
 
-func (x *ImageStore) GetExtraReferences() []*ImageReference {
+func (x *ImageExportStream) GetSkipNonDistributable() bool {
 	if x != nil {
-		return x.ExtraReferences
+		return x.SkipNonDistributable
 	}
-	return nil
+	return false
 }
 
-func (x *ImageStore) GetUnpacks() []*UnpackConfiguration {
-	if x != nil {
-		return x.Unpacks
-	}
-	return nil
-}
-
-type OCIRegistry struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
-	Resolver      *RegistryResolver      `protobuf:"bytes,2,opt,name=resolver,proto3" json:"resolver,omitempty"`
+// ImageImportStream gives images as an archive.
+type ImageImportStream struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of a stream that Data comes from.
+	Stream string `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	// Of the archive; empty is to find out.
+	MediaType string `protobuf:"bytes,2,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	// Compress layers that are not.
+	ForceCompress bool `protobuf:"varint,3,opt,name=force_compress,json=forceCompress,proto3" json:"force_compress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *OCIRegistry) Reset() {
-	*x = OCIRegistry{}
+func (x *ImageImportStream) Reset() {
+	*x = ImageImportStream{}
 	mi := &file_api_types_transfer_transfer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *OCIRegistry) String() string {
+func (x *ImageImportStream) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*OCIRegistry) ProtoMessage() {}
+func (*ImageImportStream) ProtoMessage() {}
 
-func (x *OCIRegistry) ProtoReflect() protoreflect.Message {
+func (x *ImageImportStream) ProtoReflect() protoreflect.Message {
 	mi := &file_api_types_transfer_transfer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -712,40 +775,146 @@ func (x *OCIRegistry) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use OCIRegistry.ProtoReflect.Descriptor instead.
-func (*OCIRegistry) Descriptor() ([]byte, []int) {
+// Deprecated: Use ImageImportStream.ProtoReflect.Descriptor instead.
+func (*ImageImportStream) Descriptor() ([]byte, []int) {
 	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *OCIRegistry) GetReference() string {
+func (x *ImageImportStream) GetStream() string {
 	if x != nil {
-		return x.Reference
+		return x.Stream
 	}
 	return ""
 }
 
-func (x *OCIRegistry) GetResolver() *RegistryResolver {
+func (x *ImageImportStream) GetMediaType() string {
 	if x != nil {
-		return x.Resolver
+		return x.MediaType
+	}
+	return ""
+}
+
+func (x *ImageImportStream) GetForceCompress() bool {
+	if x != nil {
+		return x.ForceCompress
+	}
+	return false
+}
+
+// Data is bytes of a stream, at most 32 KiB a message and never more than the
+// reader has granted.
+type Data struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Data) Reset() {
+	*x = Data{}
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Data) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Data) ProtoMessage() {}
+
+func (x *Data) ProtoReflect() protoreflect.Message {
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Data.ProtoReflect.Descriptor instead.
+func (*Data) Descriptor() ([]byte, []int) {
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Data) GetData() []byte {
+	if x != nil {
+		return x.Data
 	}
 	return nil
 }
 
+// WindowUpdate is how the reader of a stream grants more bytes.
+type WindowUpdate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes to add to the window.
+	Update        int32 `protobuf:"varint,1,opt,name=update,proto3" json:"update,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WindowUpdate) Reset() {
+	*x = WindowUpdate{}
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WindowUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WindowUpdate) ProtoMessage() {}
+
+func (x *WindowUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WindowUpdate.ProtoReflect.Descriptor instead.
+func (*WindowUpdate) Descriptor() ([]byte, []int) {
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *WindowUpdate) GetUpdate() int32 {
+	if x != nil {
+		return x.Update
+	}
+	return 0
+}
+
+// Progress tells how far a transfer is.
 type Progress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Event         string                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Parents       []string               `protobuf:"bytes,3,rep,name=parents,proto3" json:"parents,omitempty"`
-	Progress      int64                  `protobuf:"varint,4,opt,name=progress,proto3" json:"progress,omitempty"`
-	Total         int64                  `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
-	Desc          *types.Descriptor      `protobuf:"bytes,6,opt,name=desc,proto3" json:"desc,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of a phase a free text; of an object waiting, downloading, uploading,
+	// already exists, extracting, extracted, complete or saved.
+	Event string `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// Of the object, for people.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Names of the objects that led to it.
+	Parents []string `protobuf:"bytes,3,rep,name=parents,proto3" json:"parents,omitempty"`
+	// Bytes done.
+	Progress int64 `protobuf:"varint,4,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Bytes expected; 0 if not known.
+	Total         int64             `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
+	Desc          *types.Descriptor `protobuf:"bytes,6,opt,name=desc,proto3" json:"desc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[9]
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +926,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[9]
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +939,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{9}
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Progress) GetEvent() string {
@@ -815,6 +984,79 @@ func (x *Progress) GetDesc() *types.Descriptor {
 	return nil
 }
 
+// ContainerPath is a file or directory in a container, as source or
+// destination.
+type ContainerPath struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Path        string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Only the directory itself.
+	NoWalk bool `protobuf:"varint,3,opt,name=no_walk,json=noWalk,proto3" json:"no_walk,omitempty"`
+	// Keep owner and group.
+	PreserveOwnership bool `protobuf:"varint,4,opt,name=preserve_ownership,json=preserveOwnership,proto3" json:"preserve_ownership,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ContainerPath) Reset() {
+	*x = ContainerPath{}
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContainerPath) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContainerPath) ProtoMessage() {}
+
+func (x *ContainerPath) ProtoReflect() protoreflect.Message {
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContainerPath.ProtoReflect.Descriptor instead.
+func (*ContainerPath) Descriptor() ([]byte, []int) {
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ContainerPath) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *ContainerPath) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ContainerPath) GetNoWalk() bool {
+	if x != nil {
+		return x.NoWalk
+	}
+	return false
+}
+
+func (x *ContainerPath) GetPreserveOwnership() bool {
+	if x != nil {
+		return x.PreserveOwnership
+	}
+	return false
+}
+
+// ReadStream is a stream to read from, as source.
 type ReadStream struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stream        string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
@@ -825,7 +1067,7 @@ type ReadStream struct {
 
 func (x *ReadStream) Reset() {
 	*x = ReadStream{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[10]
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +1079,7 @@ func (x *ReadStream) String() string {
 func (*ReadStream) ProtoMessage() {}
 
 func (x *ReadStream) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[10]
+	mi := &file_api_types_transfer_transfer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1092,7 @@ func (x *ReadStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadStream.ProtoReflect.Descriptor instead.
 func (*ReadStream) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{10}
+	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReadStream) GetStream() string {
@@ -867,186 +1109,7 @@ func (x *ReadStream) GetMediaType() string {
 	return ""
 }
 
-type RegistryResolver struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AuthStream    string                 `protobuf:"bytes,1,opt,name=auth_stream,json=authStream,proto3" json:"auth_stream,omitempty"`
-	Headers       map[string]string      `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	HostDir       string                 `protobuf:"bytes,3,opt,name=host_dir,json=hostDir,proto3" json:"host_dir,omitempty"`
-	DefaultScheme string                 `protobuf:"bytes,4,opt,name=default_scheme,json=defaultScheme,proto3" json:"default_scheme,omitempty"`
-	HttpDebug     HTTPDebug              `protobuf:"varint,5,opt,name=http_debug,json=httpDebug,proto3,enum=containerd.types.transfer.HTTPDebug" json:"http_debug,omitempty"`
-	LogsStream    string                 `protobuf:"bytes,6,opt,name=logs_stream,json=logsStream,proto3" json:"logs_stream,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RegistryResolver) Reset() {
-	*x = RegistryResolver{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RegistryResolver) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RegistryResolver) ProtoMessage() {}
-
-func (x *RegistryResolver) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RegistryResolver.ProtoReflect.Descriptor instead.
-func (*RegistryResolver) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *RegistryResolver) GetAuthStream() string {
-	if x != nil {
-		return x.AuthStream
-	}
-	return ""
-}
-
-func (x *RegistryResolver) GetHeaders() map[string]string {
-	if x != nil {
-		return x.Headers
-	}
-	return nil
-}
-
-func (x *RegistryResolver) GetHostDir() string {
-	if x != nil {
-		return x.HostDir
-	}
-	return ""
-}
-
-func (x *RegistryResolver) GetDefaultScheme() string {
-	if x != nil {
-		return x.DefaultScheme
-	}
-	return ""
-}
-
-func (x *RegistryResolver) GetHttpDebug() HTTPDebug {
-	if x != nil {
-		return x.HttpDebug
-	}
-	return HTTPDebug_DISABLED
-}
-
-func (x *RegistryResolver) GetLogsStream() string {
-	if x != nil {
-		return x.LogsStream
-	}
-	return ""
-}
-
-type UnpackConfiguration struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Platform      *types.Platform        `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
-	Snapshotter   string                 `protobuf:"bytes,2,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UnpackConfiguration) Reset() {
-	*x = UnpackConfiguration{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UnpackConfiguration) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UnpackConfiguration) ProtoMessage() {}
-
-func (x *UnpackConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UnpackConfiguration.ProtoReflect.Descriptor instead.
-func (*UnpackConfiguration) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *UnpackConfiguration) GetPlatform() *types.Platform {
-	if x != nil {
-		return x.Platform
-	}
-	return nil
-}
-
-func (x *UnpackConfiguration) GetSnapshotter() string {
-	if x != nil {
-		return x.Snapshotter
-	}
-	return ""
-}
-
-type WindowUpdate struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Update        int32                  `protobuf:"varint,1,opt,name=update,proto3" json:"update,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WindowUpdate) Reset() {
-	*x = WindowUpdate{}
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WindowUpdate) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WindowUpdate) ProtoMessage() {}
-
-func (x *WindowUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_types_transfer_transfer_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WindowUpdate.ProtoReflect.Descriptor instead.
-func (*WindowUpdate) Descriptor() ([]byte, []int) {
-	return file_api_types_transfer_transfer_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *WindowUpdate) GetUpdate() int32 {
-	if x != nil {
-		return x.Update
-	}
-	return 0
-}
-
+// WriteStream is a stream to write to, as destination.
 type WriteStream struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stream        string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
@@ -1103,7 +1166,23 @@ var File_api_types_transfer_transfer_proto protoreflect.FileDescriptor
 
 const file_api_types_transfer_transfer_proto_rawDesc = "" +
 	"\n" +
-	"!api/types/transfer/transfer.proto\x12\x19containerd.types.transfer\x1a\x1aapi/types/descriptor.proto\x1a\x18api/types/platform.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"i\n" +
+	"!api/types/transfer/transfer.proto\x12\x19containerd.types.transfer\x1a\x1aapi/types/descriptor.proto\x1a\x18api/types/platform.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"t\n" +
+	"\vOCIRegistry\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12G\n" +
+	"\bresolver\x18\x02 \x01(\v2+.containerd.types.transfer.RegistryResolverR\bresolver\"\xeb\x02\n" +
+	"\x10RegistryResolver\x12\x1f\n" +
+	"\vauth_stream\x18\x01 \x01(\tR\n" +
+	"authStream\x12R\n" +
+	"\aheaders\x18\x02 \x03(\v28.containerd.types.transfer.RegistryResolver.HeadersEntryR\aheaders\x12\x19\n" +
+	"\bhost_dir\x18\x03 \x01(\tR\ahostDir\x12%\n" +
+	"\x0edefault_scheme\x18\x04 \x01(\tR\rdefaultScheme\x12C\n" +
+	"\n" +
+	"http_debug\x18\x05 \x01(\x0e2$.containerd.types.transfer.HTTPDebugR\thttpDebug\x12\x1f\n" +
+	"\vlogs_stream\x18\x06 \x01(\tR\n" +
+	"logsStream\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"i\n" +
 	"\vAuthRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1c\n" +
 	"\treference\x18\x02 \x01(\tR\treference\x12(\n" +
@@ -1112,34 +1191,7 @@ const file_api_types_transfer_transfer_proto_rawDesc = "" +
 	"\bauthType\x18\x01 \x01(\x0e2#.containerd.types.transfer.AuthTypeR\bauthType\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x1a\n" +
 	"\busername\x18\x03 \x01(\tR\busername\x127\n" +
-	"\texpire_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bexpireAt\"\x8e\x01\n" +
-	"\rContainerPath\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\x12\x17\n" +
-	"\ano_walk\x18\x03 \x01(\bR\x06noWalk\x12-\n" +
-	"\x12preserve_ownership\x18\x04 \x01(\bR\x11preserveOwnership\"\x1a\n" +
-	"\x04Data\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x9f\x02\n" +
-	"\x11ImageExportStream\x12\x16\n" +
-	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x1d\n" +
-	"\n" +
-	"media_type\x18\x02 \x01(\tR\tmediaType\x128\n" +
-	"\tplatforms\x18\x03 \x03(\v2\x1a.containerd.types.PlatformR\tplatforms\x12#\n" +
-	"\rall_platforms\x18\x04 \x01(\bR\fallPlatforms\x12>\n" +
-	"\x1bskip_compatibility_manifest\x18\x05 \x01(\bR\x19skipCompatibilityManifest\x124\n" +
-	"\x16skip_non_distributable\x18\x06 \x01(\bR\x14skipNonDistributable\"q\n" +
-	"\x11ImageImportStream\x12\x16\n" +
-	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x1d\n" +
-	"\n" +
-	"media_type\x18\x02 \x01(\tR\tmediaType\x12%\n" +
-	"\x0eforce_compress\x18\x03 \x01(\bR\rforceCompress\"\xb5\x01\n" +
-	"\x0eImageReference\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
-	"\tis_prefix\x18\x02 \x01(\bR\bisPrefix\x12'\n" +
-	"\x0fallow_overwrite\x18\x03 \x01(\bR\x0eallowOverwrite\x12\x1d\n" +
-	"\n" +
-	"add_digest\x18\x04 \x01(\bR\taddDigest\x12*\n" +
-	"\x11skip_named_digest\x18\x05 \x01(\bR\x0fskipNamedDigest\"\xdc\x03\n" +
+	"\texpire_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bexpireAt\"\xdc\x03\n" +
 	"\n" +
 	"ImageStore\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12I\n" +
@@ -1153,55 +1205,66 @@ const file_api_types_transfer_transfer_proto_rawDesc = "" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"t\n" +
-	"\vOCIRegistry\x12\x1c\n" +
-	"\treference\x18\x01 \x01(\tR\treference\x12G\n" +
-	"\bresolver\x18\x02 \x01(\v2+.containerd.types.transfer.RegistryResolverR\bresolver\"\xb2\x01\n" +
+	"\"o\n" +
+	"\x13UnpackConfiguration\x126\n" +
+	"\bplatform\x18\x01 \x01(\v2\x1a.containerd.types.PlatformR\bplatform\x12 \n" +
+	"\vsnapshotter\x18\x02 \x01(\tR\vsnapshotter\"\xb5\x01\n" +
+	"\x0eImageReference\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
+	"\tis_prefix\x18\x02 \x01(\bR\bisPrefix\x12'\n" +
+	"\x0fallow_overwrite\x18\x03 \x01(\bR\x0eallowOverwrite\x12\x1d\n" +
+	"\n" +
+	"add_digest\x18\x04 \x01(\bR\taddDigest\x12*\n" +
+	"\x11skip_named_digest\x18\x05 \x01(\bR\x0fskipNamedDigest\"\x9f\x02\n" +
+	"\x11ImageExportStream\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\x02 \x01(\tR\tmediaType\x128\n" +
+	"\tplatforms\x18\x03 \x03(\v2\x1a.containerd.types.PlatformR\tplatforms\x12#\n" +
+	"\rall_platforms\x18\x04 \x01(\bR\fallPlatforms\x12>\n" +
+	"\x1bskip_compatibility_manifest\x18\x05 \x01(\bR\x19skipCompatibilityManifest\x124\n" +
+	"\x16skip_non_distributable\x18\x06 \x01(\bR\x14skipNonDistributable\"q\n" +
+	"\x11ImageImportStream\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\x02 \x01(\tR\tmediaType\x12%\n" +
+	"\x0eforce_compress\x18\x03 \x01(\bR\rforceCompress\"\x1a\n" +
+	"\x04Data\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"&\n" +
+	"\fWindowUpdate\x12\x16\n" +
+	"\x06update\x18\x01 \x01(\x05R\x06update\"\xb2\x01\n" +
 	"\bProgress\x12\x14\n" +
 	"\x05event\x18\x01 \x01(\tR\x05event\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\aparents\x18\x03 \x03(\tR\aparents\x12\x1a\n" +
 	"\bprogress\x18\x04 \x01(\x03R\bprogress\x12\x14\n" +
 	"\x05total\x18\x05 \x01(\x03R\x05total\x120\n" +
-	"\x04desc\x18\x06 \x01(\v2\x1c.containerd.types.DescriptorR\x04desc\"C\n" +
+	"\x04desc\x18\x06 \x01(\v2\x1c.containerd.types.DescriptorR\x04desc\"\x8e\x01\n" +
+	"\rContainerPath\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x17\n" +
+	"\ano_walk\x18\x03 \x01(\bR\x06noWalk\x12-\n" +
+	"\x12preserve_ownership\x18\x04 \x01(\bR\x11preserveOwnership\"C\n" +
 	"\n" +
 	"ReadStream\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x1d\n" +
 	"\n" +
-	"media_type\x18\x02 \x01(\tR\tmediaType\"\xeb\x02\n" +
-	"\x10RegistryResolver\x12\x1f\n" +
-	"\vauth_stream\x18\x01 \x01(\tR\n" +
-	"authStream\x12R\n" +
-	"\aheaders\x18\x02 \x03(\v28.containerd.types.transfer.RegistryResolver.HeadersEntryR\aheaders\x12\x19\n" +
-	"\bhost_dir\x18\x03 \x01(\tR\ahostDir\x12%\n" +
-	"\x0edefault_scheme\x18\x04 \x01(\tR\rdefaultScheme\x12C\n" +
-	"\n" +
-	"http_debug\x18\x05 \x01(\x0e2$.containerd.types.transfer.HTTPDebugR\thttpDebug\x12\x1f\n" +
-	"\vlogs_stream\x18\x06 \x01(\tR\n" +
-	"logsStream\x1a:\n" +
-	"\fHeadersEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"o\n" +
-	"\x13UnpackConfiguration\x126\n" +
-	"\bplatform\x18\x01 \x01(\v2\x1a.containerd.types.PlatformR\bplatform\x12 \n" +
-	"\vsnapshotter\x18\x02 \x01(\tR\vsnapshotter\"&\n" +
-	"\fWindowUpdate\x12\x16\n" +
-	"\x06update\x18\x01 \x01(\x05R\x06update\"D\n" +
+	"media_type\x18\x02 \x01(\tR\tmediaType\"D\n" +
 	"\vWriteStream\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x1d\n" +
 	"\n" +
-	"media_type\x18\x02 \x01(\tR\tmediaType*>\n" +
+	"media_type\x18\x02 \x01(\tR\tmediaType*9\n" +
+	"\tHTTPDebug\x12\f\n" +
+	"\bDISABLED\x10\x00\x12\t\n" +
+	"\x05DEBUG\x10\x01\x12\t\n" +
+	"\x05TRACE\x10\x02\x12\b\n" +
+	"\x04BOTH\x10\x03*>\n" +
 	"\bAuthType\x12\b\n" +
 	"\x04NONE\x10\x00\x12\x0f\n" +
 	"\vCREDENTIALS\x10\x01\x12\v\n" +
 	"\aREFRESH\x10\x02\x12\n" +
 	"\n" +
-	"\x06HEADER\x10\x03*9\n" +
-	"\tHTTPDebug\x12\f\n" +
-	"\bDISABLED\x10\x00\x12\t\n" +
-	"\x05DEBUG\x10\x01\x12\t\n" +
-	"\x05TRACE\x10\x02\x12\b\n" +
-	"\x04BOTH\x10\x03B5Z3github.com/berthd/berth/api/types/transfer;transferb\x06proto3"
+	"\x06HEADER\x10\x03B5Z3github.com/berthd/berth/api/types/transfer;transferb\x06proto3"
 
 var (
 	file_api_types_transfer_transfer_proto_rawDescOnce sync.Once
@@ -1218,42 +1281,42 @@ func file_api_types_transfer_transfer_proto_rawDescGZIP() []byte {
 var file_api_types_transfer_transfer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_api_types_transfer_transfer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_api_types_transfer_transfer_proto_goTypes = []any{
-	(AuthType)(0),                 // 0: containerd.types.transfer.AuthType
-	(HTTPDebug)(0),                // 1: containerd.types.transfer.HTTPDebug
-	(*AuthRequest)(nil),           // 2: containerd.types.transfer.AuthRequest
-	(*AuthResponse)(nil),          // 3: containerd.types.transfer.AuthResponse
-	(*ContainerPath)(nil),         // 4: containerd.types.transfer.ContainerPath
-	(*Data)(nil),                  // 5: containerd.types.transfer.Data
-	(*ImageExportStream)(nil),     // 6: containerd.types.transfer.ImageExportStream
-	(*ImageImportStream)(nil),     // 7: containerd.types.transfer.ImageImportStream
+	(HTTPDebug)(0),                // 0: containerd.types.transfer.HTTPDebug
+	(AuthType)(0),                 // 1: containerd.types.transfer.AuthType
+	(*OCIRegistry)(nil),           // 2: containerd.types.transfer.OCIRegistry
+	(*RegistryResolver)(nil),      // 3: containerd.types.transfer.RegistryResolver
+	(*AuthRequest)(nil),           // 4: containerd.types.transfer.AuthRequest
+	(*AuthResponse)(nil),          // 5: containerd.types.transfer.AuthResponse
+	(*ImageStore)(nil),            // 6: containerd.types.transfer.ImageStore
+	(*UnpackConfiguration)(nil),   // 7: containerd.types.transfer.UnpackConfiguration
 	(*ImageReference)(nil),        // 8: containerd.types.transfer.ImageReference
-	(*ImageStore)(nil),            // 9: containerd.types.transfer.ImageStore
-	(*OCIRegistry)(nil),           // 10: containerd.types.transfer.OCIRegistry
-	(*Progress)(nil),              // 11: containerd.types.transfer.Progress
-	(*ReadStream)(nil),            // 12: containerd.types.transfer.ReadStream
-	(*RegistryResolver)(nil),      // 13: containerd.types.transfer.RegistryResolver
-	(*UnpackConfiguration)(nil),   // 14: containerd.types.transfer.UnpackConfiguration
-	(*WindowUpdate)(nil),          // 15: containerd.types.transfer.WindowUpdate
+	(*ImageExportStream)(nil),     // 9: containerd.types.transfer.ImageExportStream
+	(*ImageImportStream)(nil),     // 10: containerd.types.transfer.ImageImportStream
+	(*Data)(nil),                  // 11: containerd.types.transfer.Data
+	(*WindowUpdate)(nil),          // 12: containerd.types.transfer.WindowUpdate
+	(*Progress)(nil),              // 13: containerd.types.transfer.Progress
+	(*ContainerPath)(nil),         // 14: containerd.types.transfer.ContainerPath
+	(*ReadStream)(nil),            // 15: containerd.types.transfer.ReadStream
 	(*WriteStream)(nil),           // 16: containerd.types.transfer.WriteStream
-	nil,                           // 17: containerd.types.transfer.ImageStore.LabelsEntry
-	nil,                           // 18: containerd.types.transfer.RegistryResolver.HeadersEntry
+	nil,                           // 17: containerd.types.transfer.RegistryResolver.HeadersEntry
+	nil,                           // 18: containerd.types.transfer.ImageStore.LabelsEntry
 	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 	(*types.Platform)(nil),        // 20: containerd.types.Platform
 	(*types.Descriptor)(nil),      // 21: containerd.types.Descriptor
 }
 var file_api_types_transfer_transfer_proto_depIdxs = []int32{
-	0,  // 0: containerd.types.transfer.AuthResponse.authType:type_name -> containerd.types.transfer.AuthType
-	19, // 1: containerd.types.transfer.AuthResponse.expire_at:type_name -> google.protobuf.Timestamp
-	20, // 2: containerd.types.transfer.ImageExportStream.platforms:type_name -> containerd.types.Platform
-	17, // 3: containerd.types.transfer.ImageStore.labels:type_name -> containerd.types.transfer.ImageStore.LabelsEntry
-	20, // 4: containerd.types.transfer.ImageStore.platforms:type_name -> containerd.types.Platform
-	8,  // 5: containerd.types.transfer.ImageStore.extra_references:type_name -> containerd.types.transfer.ImageReference
-	14, // 6: containerd.types.transfer.ImageStore.unpacks:type_name -> containerd.types.transfer.UnpackConfiguration
-	13, // 7: containerd.types.transfer.OCIRegistry.resolver:type_name -> containerd.types.transfer.RegistryResolver
-	21, // 8: containerd.types.transfer.Progress.desc:type_name -> containerd.types.Descriptor
-	18, // 9: containerd.types.transfer.RegistryResolver.headers:type_name -> containerd.types.transfer.RegistryResolver.HeadersEntry
-	1,  // 10: containerd.types.transfer.RegistryResolver.http_debug:type_name -> containerd.types.transfer.HTTPDebug
-	20, // 11: containerd.types.transfer.UnpackConfiguration.platform:type_name -> containerd.types.Platform
+	3,  // 0: containerd.types.transfer.OCIRegistry.resolver:type_name -> containerd.types.transfer.RegistryResolver
+	17, // 1: containerd.types.transfer.RegistryResolver.headers:type_name -> containerd.types.transfer.RegistryResolver.HeadersEntry
+	0,  // 2: containerd.types.transfer.RegistryResolver.http_debug:type_name -> containerd.types.transfer.HTTPDebug
+	1,  // 3: containerd.types.transfer.AuthResponse.authType:type_name -> containerd.types.transfer.AuthType
+	19, // 4: containerd.types.transfer.AuthResponse.expire_at:type_name -> google.protobuf.Timestamp
+	18, // 5: containerd.types.transfer.ImageStore.labels:type_name -> containerd.types.transfer.ImageStore.LabelsEntry
+	20, // 6: containerd.types.transfer.ImageStore.platforms:type_name -> containerd.types.Platform
+	8,  // 7: containerd.types.transfer.ImageStore.extra_references:type_name -> containerd.types.transfer.ImageReference
+	7,  // 8: containerd.types.transfer.ImageStore.unpacks:type_name -> containerd.types.transfer.UnpackConfiguration
+	20, // 9: containerd.types.transfer.UnpackConfiguration.platform:type_name -> containerd.types.Platform
+	20, // 10: containerd.types.transfer.ImageExportStream.platforms:type_name -> containerd.types.Platform
+	21, // 11: containerd.types.transfer.Progress.desc:type_name -> containerd.types.Descriptor
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name

@@ -106,6 +106,7 @@ func (*ImportRequest_Options) isImportRequest_Part() {}
 
 func (*ImportRequest_Data) isImportRequest_Part() {}
 
+// ImportOptions say what to make of an archive.
 type ImportOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name for an archive's single image that brings none. Images that carry a
@@ -345,6 +346,7 @@ func (x *Progress) GetTotal() int64 {
 	return 0
 }
 
+// Imported is one image that an import stored.
 type Imported struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`

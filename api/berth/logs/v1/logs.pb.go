@@ -21,6 +21,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Request of Prepare.
 type PrepareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -65,6 +66,7 @@ func (x *PrepareRequest) GetContainerId() string {
 	return ""
 }
 
+// Answer of Prepare.
 type PrepareResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Address to give as stdout and stderr of a task: its shim appends there.
@@ -110,6 +112,7 @@ func (x *PrepareResponse) GetUri() string {
 	return ""
 }
 
+// Request of Read.
 type ReadRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -172,6 +175,7 @@ func (x *ReadRequest) GetFollow() bool {
 	return false
 }
 
+// One message of Read.
 type ReadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The next bytes of the log, at most 1 MiB a message.

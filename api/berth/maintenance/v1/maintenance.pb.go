@@ -21,6 +21,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Request of Check.
 type CheckRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Read every blob and compare it with its digest. Slow.
@@ -140,6 +141,7 @@ func (x *Problem) GetText() string {
 	return ""
 }
 
+// Request of Collect.
 type CollectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -271,6 +273,7 @@ func (x *CollectResponse) GetDurationNs() int64 {
 	return 0
 }
 
+// Request of Tasks.
 type TasksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -352,6 +355,7 @@ func (x *TasksResponse) GetTasks() []*Task {
 	return nil
 }
 
+// Task is one of them.
 type Task struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`

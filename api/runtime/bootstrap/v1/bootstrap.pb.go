@@ -22,49 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type Capability int32
-
-const (
-	Capability_CAPABILITY_UNSPECIFIED Capability = 0
-)
-
-// Enum value maps for Capability.
-var (
-	Capability_name = map[int32]string{
-		0: "CAPABILITY_UNSPECIFIED",
-	}
-	Capability_value = map[string]int32{
-		"CAPABILITY_UNSPECIFIED": 0,
-	}
-)
-
-func (x Capability) Enum() *Capability {
-	p := new(Capability)
-	*p = x
-	return p
-}
-
-func (x Capability) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (Capability) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes[0].Descriptor()
-}
-
-func (Capability) Type() protoreflect.EnumType {
-	return &file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes[0]
-}
-
-func (x Capability) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use Capability.Descriptor instead.
-func (Capability) EnumDescriptor() ([]byte, []int) {
-	return file_api_runtime_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{0}
-}
-
+// LogLevel counts as log/slog does: the default is info, below it is more.
 type LogLevel int32
 
 const (
@@ -110,11 +68,11 @@ func (x LogLevel) String() string {
 }
 
 func (LogLevel) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes[1].Descriptor()
+	return file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes[0].Descriptor()
 }
 
 func (LogLevel) Type() protoreflect.EnumType {
-	return &file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes[1]
+	return &file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes[0]
 }
 
 func (x LogLevel) Number() protoreflect.EnumNumber {
@@ -123,22 +81,75 @@ func (x LogLevel) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogLevel.Descriptor instead.
 func (LogLevel) EnumDescriptor() ([]byte, []int) {
+	return file_api_runtime_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{0}
+}
+
+// Capability is for what later shims can do.
+type Capability int32
+
+const (
+	Capability_CAPABILITY_UNSPECIFIED Capability = 0
+)
+
+// Enum value maps for Capability.
+var (
+	Capability_name = map[int32]string{
+		0: "CAPABILITY_UNSPECIFIED",
+	}
+	Capability_value = map[string]int32{
+		"CAPABILITY_UNSPECIFIED": 0,
+	}
+)
+
+func (x Capability) Enum() *Capability {
+	p := new(Capability)
+	*p = x
+	return p
+}
+
+func (x Capability) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Capability) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes[1].Descriptor()
+}
+
+func (Capability) Type() protoreflect.EnumType {
+	return &file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes[1]
+}
+
+func (x Capability) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Capability.Descriptor instead.
+func (Capability) EnumDescriptor() ([]byte, []int) {
 	return file_api_runtime_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{1}
 }
 
+// BootstrapParams is what a daemon writes to the stdin of a shim's "start".
 type BootstrapParams struct {
-	state                  protoimpl.MessageState `protogen:"open.v1"`
-	InstanceId             string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	Namespace              string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	LogLevel               LogLevel               `protobuf:"varint,3,opt,name=log_level,json=logLevel,proto3,enum=containerd.runtime.bootstrap.v1.LogLevel" json:"log_level,omitempty"`
-	ContainerdVersion      string                 `protobuf:"bytes,4,opt,name=containerd_version,json=containerdVersion,proto3" json:"containerd_version,omitempty"`
-	ContainerdTtrpcAddress string                 `protobuf:"bytes,5,opt,name=containerd_ttrpc_address,json=containerdTtrpcAddress,proto3" json:"containerd_ttrpc_address,omitempty"`
-	ContainerdGrpcAddress  string                 `protobuf:"bytes,6,opt,name=containerd_grpc_address,json=containerdGrpcAddress,proto3" json:"containerd_grpc_address,omitempty"`
-	ContainerdBinary       string                 `protobuf:"bytes,7,opt,name=containerd_binary,json=containerdBinary,proto3" json:"containerd_binary,omitempty"`
-	Extensions             []*Extension           `protobuf:"bytes,8,rep,name=extensions,proto3" json:"extensions,omitempty"`
-	SocketDir              *string                `protobuf:"bytes,9,opt,name=socket_dir,json=socketDir,proto3,oneof" json:"socket_dir,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Container or sandbox that the shim is for.
+	InstanceId string   `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	Namespace  string   `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	LogLevel   LogLevel `protobuf:"varint,3,opt,name=log_level,json=logLevel,proto3,enum=containerd.runtime.bootstrap.v1.LogLevel" json:"log_level,omitempty"`
+	// Version of the daemon, whichever it is.
+	ContainerdVersion string `protobuf:"bytes,4,opt,name=containerd_version,json=containerdVersion,proto3" json:"containerd_version,omitempty"`
+	// Socket that takes the shim's events.
+	ContainerdTtrpcAddress string `protobuf:"bytes,5,opt,name=containerd_ttrpc_address,json=containerdTtrpcAddress,proto3" json:"containerd_ttrpc_address,omitempty"`
+	// Socket of the daemon's API.
+	ContainerdGrpcAddress string `protobuf:"bytes,6,opt,name=containerd_grpc_address,json=containerdGrpcAddress,proto3" json:"containerd_grpc_address,omitempty"`
+	// Program with a "publish" command, for a shim that can't forward.
+	ContainerdBinary string `protobuf:"bytes,7,opt,name=containerd_binary,json=containerdBinary,proto3" json:"containerd_binary,omitempty"`
+	// Runtime options are one of these.
+	Extensions []*Extension `protobuf:"bytes,8,rep,name=extensions,proto3" json:"extensions,omitempty"`
+	// Where the shim makes its socket; at most 42 bytes, mode 0700. The default
+	// is /run/containerd/s.
+	SocketDir     *string `protobuf:"bytes,9,opt,name=socket_dir,json=socketDir,proto3,oneof" json:"socket_dir,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BootstrapParams) Reset() {
@@ -234,13 +245,19 @@ func (x *BootstrapParams) GetSocketDir() string {
 	return ""
 }
 
+// BootstrapResult is what "start" prints when the shim listens.
 type BootstrapResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       int32                  `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Capabilities  []Capability           `protobuf:"varint,4,rep,packed,name=capabilities,proto3,enum=containerd.runtime.bootstrap.v1.Capability" json:"capabilities,omitempty"`
-	Metadata      map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the task API: 2 or 3.
+	Version int32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// unix://PATH, vsock://CID:PORT or hvsock://PATH:PORT; without a scheme an
+	// abstract unix socket.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// ttrpc; with version 3 also grpc.
+	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// What else the shim can do; nothing is defined yet.
+	Capabilities  []Capability      `protobuf:"varint,4,rep,packed,name=capabilities,proto3,enum=containerd.runtime.bootstrap.v1.Capability" json:"capabilities,omitempty"`
+	Metadata      map[string]string `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -310,6 +327,7 @@ func (x *BootstrapResult) GetMetadata() map[string]string {
 	return nil
 }
 
+// Extension is a message of whatever type both sides know.
 type Extension struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *anypb.Any             `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
@@ -384,10 +402,7 @@ const file_api_runtime_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
 	"\tExtension\x12*\n" +
-	"\x05value\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\x05value*(\n" +
-	"\n" +
-	"Capability\x12\x1a\n" +
-	"\x16CAPABILITY_UNSPECIFIED\x10\x00*\xad\x01\n" +
+	"\x05value\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\x05value*\xad\x01\n" +
 	"\bLogLevel\x12\x12\n" +
 	"\x0eLOG_LEVEL_INFO\x10\x00\x12\x1c\n" +
 	"\x0fLOG_LEVEL_TRACE\x10\xf8\xff\xff\xff\xff\xff\xff\xff\xff\x01\x12\x1c\n" +
@@ -396,7 +411,10 @@ const file_api_runtime_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\x0fLOG_LEVEL_ERROR\x10\b\x12\x13\n" +
 	"\x0fLOG_LEVEL_FATAL\x10\n" +
 	"\x12\x13\n" +
-	"\x0fLOG_LEVEL_PANIC\x10\fB<Z:github.com/berthd/berth/api/runtime/bootstrap/v1;bootstrapb\x06proto3"
+	"\x0fLOG_LEVEL_PANIC\x10\f*(\n" +
+	"\n" +
+	"Capability\x12\x1a\n" +
+	"\x16CAPABILITY_UNSPECIFIED\x10\x00B<Z:github.com/berthd/berth/api/runtime/bootstrap/v1;bootstrapb\x06proto3"
 
 var (
 	file_api_runtime_bootstrap_v1_bootstrap_proto_rawDescOnce sync.Once
@@ -413,8 +431,8 @@ func file_api_runtime_bootstrap_v1_bootstrap_proto_rawDescGZIP() []byte {
 var file_api_runtime_bootstrap_v1_bootstrap_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_api_runtime_bootstrap_v1_bootstrap_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_api_runtime_bootstrap_v1_bootstrap_proto_goTypes = []any{
-	(Capability)(0),         // 0: containerd.runtime.bootstrap.v1.Capability
-	(LogLevel)(0),           // 1: containerd.runtime.bootstrap.v1.LogLevel
+	(LogLevel)(0),           // 0: containerd.runtime.bootstrap.v1.LogLevel
+	(Capability)(0),         // 1: containerd.runtime.bootstrap.v1.Capability
 	(*BootstrapParams)(nil), // 2: containerd.runtime.bootstrap.v1.BootstrapParams
 	(*BootstrapResult)(nil), // 3: containerd.runtime.bootstrap.v1.BootstrapResult
 	(*Extension)(nil),       // 4: containerd.runtime.bootstrap.v1.Extension
@@ -422,9 +440,9 @@ var file_api_runtime_bootstrap_v1_bootstrap_proto_goTypes = []any{
 	(*anypb.Any)(nil),       // 6: google.protobuf.Any
 }
 var file_api_runtime_bootstrap_v1_bootstrap_proto_depIdxs = []int32{
-	1, // 0: containerd.runtime.bootstrap.v1.BootstrapParams.log_level:type_name -> containerd.runtime.bootstrap.v1.LogLevel
+	0, // 0: containerd.runtime.bootstrap.v1.BootstrapParams.log_level:type_name -> containerd.runtime.bootstrap.v1.LogLevel
 	4, // 1: containerd.runtime.bootstrap.v1.BootstrapParams.extensions:type_name -> containerd.runtime.bootstrap.v1.Extension
-	0, // 2: containerd.runtime.bootstrap.v1.BootstrapResult.capabilities:type_name -> containerd.runtime.bootstrap.v1.Capability
+	1, // 2: containerd.runtime.bootstrap.v1.BootstrapResult.capabilities:type_name -> containerd.runtime.bootstrap.v1.Capability
 	5, // 3: containerd.runtime.bootstrap.v1.BootstrapResult.metadata:type_name -> containerd.runtime.bootstrap.v1.BootstrapResult.MetadataEntry
 	6, // 4: containerd.runtime.bootstrap.v1.Extension.value:type_name -> google.protobuf.Any
 	5, // [5:5] is the sub-list for method output_type

@@ -24,14 +24,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Request of CreateSandbox.
 type CreateSandboxRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	BundlePath    string                 `protobuf:"bytes,2,opt,name=bundle_path,json=bundlePath,proto3" json:"bundle_path,omitempty"`
-	Rootfs        []*types.Mount         `protobuf:"bytes,3,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
-	Options       *anypb.Any             `protobuf:"bytes,4,opt,name=options,proto3" json:"options,omitempty"`
-	NetnsPath     string                 `protobuf:"bytes,5,opt,name=netns_path,json=netnsPath,proto3" json:"netns_path,omitempty"`
-	Annotations   map[string]string      `protobuf:"bytes,6,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Directory of the sandbox's own bundle.
+	BundlePath string `protobuf:"bytes,2,opt,name=bundle_path,json=bundlePath,proto3" json:"bundle_path,omitempty"`
+	// What is mounted as the sandbox's root, if it has one.
+	Rootfs []*types.Mount `protobuf:"bytes,3,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
+	// Of the runtime; the type is its own.
+	Options *anypb.Any `protobuf:"bytes,4,opt,name=options,proto3" json:"options,omitempty"`
+	// Network namespace to use; empty for one of its own, or none.
+	NetnsPath     string            `protobuf:"bytes,5,opt,name=netns_path,json=netnsPath,proto3" json:"netns_path,omitempty"`
+	Annotations   map[string]string `protobuf:"bytes,6,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -108,6 +113,7 @@ func (x *CreateSandboxRequest) GetAnnotations() map[string]string {
 	return nil
 }
 
+// Answer of CreateSandbox.
 type CreateSandboxResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -144,27 +150,28 @@ func (*CreateSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{1}
 }
 
-type PingRequest struct {
+// Request of StartSandbox.
+type StartSandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *PingRequest) Reset() {
-	*x = PingRequest{}
+func (x *StartSandboxRequest) Reset() {
+	*x = StartSandboxRequest{}
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *PingRequest) String() string {
+func (x *StartSandboxRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*PingRequest) ProtoMessage() {}
+func (*StartSandboxRequest) ProtoMessage() {}
 
-func (x *PingRequest) ProtoReflect() protoreflect.Message {
+func (x *StartSandboxRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -176,38 +183,44 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
-func (*PingRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use StartSandboxRequest.ProtoReflect.Descriptor instead.
+func (*StartSandboxRequest) Descriptor() ([]byte, []int) {
 	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *PingRequest) GetSandboxId() string {
+func (x *StartSandboxRequest) GetSandboxId() string {
 	if x != nil {
 		return x.SandboxId
 	}
 	return ""
 }
 
-type PingResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+// Answer of StartSandbox.
+type StartSandboxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Process that stands for the sandbox, in the daemon's pid namespace.
+	Pid       uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// Spec of the sandbox as the runtime completed it.
+	Spec          *anypb.Any `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *PingResponse) Reset() {
-	*x = PingResponse{}
+func (x *StartSandboxResponse) Reset() {
+	*x = StartSandboxResponse{}
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *PingResponse) String() string {
+func (x *StartSandboxResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*PingResponse) ProtoMessage() {}
+func (*StartSandboxResponse) ProtoMessage() {}
 
-func (x *PingResponse) ProtoReflect() protoreflect.Message {
+func (x *StartSandboxResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -219,11 +232,33 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
-func (*PingResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use StartSandboxResponse.ProtoReflect.Descriptor instead.
+func (*StartSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{3}
 }
 
+func (x *StartSandboxResponse) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *StartSandboxResponse) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *StartSandboxResponse) GetSpec() *anypb.Any {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+// Request of Platform.
 type PlatformRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -268,6 +303,7 @@ func (x *PlatformRequest) GetSandboxId() string {
 	return ""
 }
 
+// Answer of Platform.
 type PlatformResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Platform      *types.Platform        `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
@@ -312,27 +348,30 @@ func (x *PlatformResponse) GetPlatform() *types.Platform {
 	return nil
 }
 
-type SandboxMetricsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+// Request of StopSandbox.
+type StopSandboxRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Seconds to end by itself before it is killed; 0 kills at once.
+	TimeoutSecs   uint32 `protobuf:"varint,2,opt,name=timeout_secs,json=timeoutSecs,proto3" json:"timeout_secs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SandboxMetricsRequest) Reset() {
-	*x = SandboxMetricsRequest{}
+func (x *StopSandboxRequest) Reset() {
+	*x = StopSandboxRequest{}
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SandboxMetricsRequest) String() string {
+func (x *StopSandboxRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SandboxMetricsRequest) ProtoMessage() {}
+func (*StopSandboxRequest) ProtoMessage() {}
 
-func (x *SandboxMetricsRequest) ProtoReflect() protoreflect.Message {
+func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -344,39 +383,46 @@ func (x *SandboxMetricsRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SandboxMetricsRequest.ProtoReflect.Descriptor instead.
-func (*SandboxMetricsRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
+func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
 	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *SandboxMetricsRequest) GetSandboxId() string {
+func (x *StopSandboxRequest) GetSandboxId() string {
 	if x != nil {
 		return x.SandboxId
 	}
 	return ""
 }
 
-type SandboxMetricsResponse struct {
+func (x *StopSandboxRequest) GetTimeoutSecs() uint32 {
+	if x != nil {
+		return x.TimeoutSecs
+	}
+	return 0
+}
+
+// Answer of StopSandbox.
+type StopSandboxResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metrics       *types.Metric          `protobuf:"bytes,1,opt,name=metrics,proto3" json:"metrics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SandboxMetricsResponse) Reset() {
-	*x = SandboxMetricsResponse{}
+func (x *StopSandboxResponse) Reset() {
+	*x = StopSandboxResponse{}
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SandboxMetricsResponse) String() string {
+func (x *StopSandboxResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SandboxMetricsResponse) ProtoMessage() {}
+func (*StopSandboxResponse) ProtoMessage() {}
 
-func (x *SandboxMetricsResponse) ProtoReflect() protoreflect.Message {
+func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -388,29 +434,222 @@ func (x *SandboxMetricsResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SandboxMetricsResponse.ProtoReflect.Descriptor instead.
-func (*SandboxMetricsResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
+func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *SandboxMetricsResponse) GetMetrics() *types.Metric {
+// Change of a running sandbox. No method takes it yet.
+type UpdateSandboxRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// LinuxResources of the OCI runtime spec, as JSON.
+	Resources     *anypb.Any        `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
+	Annotations   map[string]string `protobuf:"bytes,3,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateSandboxRequest) Reset() {
+	*x = UpdateSandboxRequest{}
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateSandboxRequest) ProtoMessage() {}
+
+func (x *UpdateSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[8]
 	if x != nil {
-		return x.Metrics
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateSandboxRequest.ProtoReflect.Descriptor instead.
+func (*UpdateSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UpdateSandboxRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *UpdateSandboxRequest) GetResources() *anypb.Any {
+	if x != nil {
+		return x.Resources
 	}
 	return nil
 }
 
-type SandboxStatusRequest struct {
+func (x *UpdateSandboxRequest) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
+// Answer to an UpdateSandboxRequest.
+type UpdateSandboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateSandboxResponse) Reset() {
+	*x = UpdateSandboxResponse{}
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateSandboxResponse) ProtoMessage() {}
+
+func (x *UpdateSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateSandboxResponse.ProtoReflect.Descriptor instead.
+func (*UpdateSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{9}
+}
+
+// Request of WaitSandbox.
+type WaitSandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Verbose       bool                   `protobuf:"varint,2,opt,name=verbose,proto3" json:"verbose,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitSandboxRequest) Reset() {
+	*x = WaitSandboxRequest{}
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitSandboxRequest) ProtoMessage() {}
+
+func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitSandboxRequest.ProtoReflect.Descriptor instead.
+func (*WaitSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *WaitSandboxRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+// Answer of WaitSandbox.
+type WaitSandboxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As of a process; 128 and the number of a signal.
+	ExitStatus    uint32                 `protobuf:"varint,1,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
+	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitSandboxResponse) Reset() {
+	*x = WaitSandboxResponse{}
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitSandboxResponse) ProtoMessage() {}
+
+func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitSandboxResponse.ProtoReflect.Descriptor instead.
+func (*WaitSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *WaitSandboxResponse) GetExitStatus() uint32 {
+	if x != nil {
+		return x.ExitStatus
+	}
+	return 0
+}
+
+func (x *WaitSandboxResponse) GetExitedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExitedAt
+	}
+	return nil
+}
+
+// Request of SandboxStatus.
+type SandboxStatusRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Also fill in info.
+	Verbose       bool `protobuf:"varint,2,opt,name=verbose,proto3" json:"verbose,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxStatusRequest) Reset() {
 	*x = SandboxStatusRequest{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[8]
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +661,7 @@ func (x *SandboxStatusRequest) String() string {
 func (*SandboxStatusRequest) ProtoMessage() {}
 
 func (x *SandboxStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[8]
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +674,7 @@ func (x *SandboxStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatusRequest.ProtoReflect.Descriptor instead.
 func (*SandboxStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{8}
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SandboxStatusRequest) GetSandboxId() string {
@@ -452,22 +691,27 @@ func (x *SandboxStatusRequest) GetVerbose() bool {
 	return false
 }
 
+// Answer of SandboxStatus.
 type SandboxStatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Info          map[string]string      `protobuf:"bytes,4,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
-	Extra         *anypb.Any             `protobuf:"bytes,7,opt,name=extra,proto3" json:"extra,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Pid       uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	// SANDBOX_READY or SANDBOX_NOTREADY.
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Whatever the runtime wants people to see.
+	Info      map[string]string      `protobuf:"bytes,4,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// Absent while it lives.
+	ExitedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	// More, of the runtime's own type.
+	Extra         *anypb.Any `protobuf:"bytes,7,opt,name=extra,proto3" json:"extra,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxStatusResponse) Reset() {
 	*x = SandboxStatusResponse{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[9]
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +723,7 @@ func (x *SandboxStatusResponse) String() string {
 func (*SandboxStatusResponse) ProtoMessage() {}
 
 func (x *SandboxStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[9]
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +736,7 @@ func (x *SandboxStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatusResponse.ProtoReflect.Descriptor instead.
 func (*SandboxStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{9}
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SandboxStatusResponse) GetSandboxId() string {
@@ -544,6 +788,89 @@ func (x *SandboxStatusResponse) GetExtra() *anypb.Any {
 	return nil
 }
 
+// Request of PingSandbox.
+type PingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingRequest) Reset() {
+	*x = PingRequest{}
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingRequest) ProtoMessage() {}
+
+func (x *PingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
+func (*PingRequest) Descriptor() ([]byte, []int) {
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PingRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+// Answer of PingSandbox.
+type PingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingResponse) Reset() {
+	*x = PingResponse{}
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingResponse) ProtoMessage() {}
+
+func (x *PingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
+func (*PingResponse) Descriptor() ([]byte, []int) {
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{15}
+}
+
+// Request of ShutdownSandbox.
 type ShutdownSandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -553,7 +880,7 @@ type ShutdownSandboxRequest struct {
 
 func (x *ShutdownSandboxRequest) Reset() {
 	*x = ShutdownSandboxRequest{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[10]
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +892,7 @@ func (x *ShutdownSandboxRequest) String() string {
 func (*ShutdownSandboxRequest) ProtoMessage() {}
 
 func (x *ShutdownSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[10]
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +905,7 @@ func (x *ShutdownSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{10}
+	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ShutdownSandboxRequest) GetSandboxId() string {
@@ -588,6 +915,7 @@ func (x *ShutdownSandboxRequest) GetSandboxId() string {
 	return ""
 }
 
+// Answer of ShutdownSandbox.
 type ShutdownSandboxResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -596,7 +924,7 @@ type ShutdownSandboxResponse struct {
 
 func (x *ShutdownSandboxResponse) Reset() {
 	*x = ShutdownSandboxResponse{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[11]
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +936,7 @@ func (x *ShutdownSandboxResponse) String() string {
 func (*ShutdownSandboxResponse) ProtoMessage() {}
 
 func (x *ShutdownSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[11]
+	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,318 +949,31 @@ func (x *ShutdownSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{11}
-}
-
-type StartSandboxRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StartSandboxRequest) Reset() {
-	*x = StartSandboxRequest{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StartSandboxRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StartSandboxRequest) ProtoMessage() {}
-
-func (x *StartSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StartSandboxRequest.ProtoReflect.Descriptor instead.
-func (*StartSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *StartSandboxRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-type StartSandboxResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	Spec          *anypb.Any             `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StartSandboxResponse) Reset() {
-	*x = StartSandboxResponse{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StartSandboxResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StartSandboxResponse) ProtoMessage() {}
-
-func (x *StartSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StartSandboxResponse.ProtoReflect.Descriptor instead.
-func (*StartSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *StartSandboxResponse) GetPid() uint32 {
-	if x != nil {
-		return x.Pid
-	}
-	return 0
-}
-
-func (x *StartSandboxResponse) GetCreatedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CreatedAt
-	}
-	return nil
-}
-
-func (x *StartSandboxResponse) GetSpec() *anypb.Any {
-	if x != nil {
-		return x.Spec
-	}
-	return nil
-}
-
-type StopSandboxRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	TimeoutSecs   uint32                 `protobuf:"varint,2,opt,name=timeout_secs,json=timeoutSecs,proto3" json:"timeout_secs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StopSandboxRequest) Reset() {
-	*x = StopSandboxRequest{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StopSandboxRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StopSandboxRequest) ProtoMessage() {}
-
-func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
-func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *StopSandboxRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-func (x *StopSandboxRequest) GetTimeoutSecs() uint32 {
-	if x != nil {
-		return x.TimeoutSecs
-	}
-	return 0
-}
-
-type StopSandboxResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StopSandboxResponse) Reset() {
-	*x = StopSandboxResponse{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StopSandboxResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StopSandboxResponse) ProtoMessage() {}
-
-func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
-func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{15}
-}
-
-type UpdateSandboxRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Resources     *anypb.Any             `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
-	Annotations   map[string]string      `protobuf:"bytes,3,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateSandboxRequest) Reset() {
-	*x = UpdateSandboxRequest{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateSandboxRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateSandboxRequest) ProtoMessage() {}
-
-func (x *UpdateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateSandboxRequest.ProtoReflect.Descriptor instead.
-func (*UpdateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *UpdateSandboxRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-func (x *UpdateSandboxRequest) GetResources() *anypb.Any {
-	if x != nil {
-		return x.Resources
-	}
-	return nil
-}
-
-func (x *UpdateSandboxRequest) GetAnnotations() map[string]string {
-	if x != nil {
-		return x.Annotations
-	}
-	return nil
-}
-
-type UpdateSandboxResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateSandboxResponse) Reset() {
-	*x = UpdateSandboxResponse{}
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateSandboxResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateSandboxResponse) ProtoMessage() {}
-
-func (x *UpdateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateSandboxResponse.ProtoReflect.Descriptor instead.
-func (*UpdateSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{17}
 }
 
-type WaitSandboxRequest struct {
+// Request of SandboxMetrics.
+type SandboxMetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *WaitSandboxRequest) Reset() {
-	*x = WaitSandboxRequest{}
+func (x *SandboxMetricsRequest) Reset() {
+	*x = SandboxMetricsRequest{}
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *WaitSandboxRequest) String() string {
+func (x *SandboxMetricsRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*WaitSandboxRequest) ProtoMessage() {}
+func (*SandboxMetricsRequest) ProtoMessage() {}
 
-func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
+func (x *SandboxMetricsRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -944,40 +985,40 @@ func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use WaitSandboxRequest.ProtoReflect.Descriptor instead.
-func (*WaitSandboxRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use SandboxMetricsRequest.ProtoReflect.Descriptor instead.
+func (*SandboxMetricsRequest) Descriptor() ([]byte, []int) {
 	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{18}
 }
 
-func (x *WaitSandboxRequest) GetSandboxId() string {
+func (x *SandboxMetricsRequest) GetSandboxId() string {
 	if x != nil {
 		return x.SandboxId
 	}
 	return ""
 }
 
-type WaitSandboxResponse struct {
+// Answer of SandboxMetrics.
+type SandboxMetricsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ExitStatus    uint32                 `protobuf:"varint,1,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
-	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	Metrics       *types.Metric          `protobuf:"bytes,1,opt,name=metrics,proto3" json:"metrics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *WaitSandboxResponse) Reset() {
-	*x = WaitSandboxResponse{}
+func (x *SandboxMetricsResponse) Reset() {
+	*x = SandboxMetricsResponse{}
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *WaitSandboxResponse) String() string {
+func (x *SandboxMetricsResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*WaitSandboxResponse) ProtoMessage() {}
+func (*SandboxMetricsResponse) ProtoMessage() {}
 
-func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
+func (x *SandboxMetricsResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_api_runtime_sandbox_v1_sandbox_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -989,21 +1030,14 @@ func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use WaitSandboxResponse.ProtoReflect.Descriptor instead.
-func (*WaitSandboxResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use SandboxMetricsResponse.ProtoReflect.Descriptor instead.
+func (*SandboxMetricsResponse) Descriptor() ([]byte, []int) {
 	return file_api_runtime_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{19}
 }
 
-func (x *WaitSandboxResponse) GetExitStatus() uint32 {
+func (x *SandboxMetricsResponse) GetMetrics() *types.Metric {
 	if x != nil {
-		return x.ExitStatus
-	}
-	return 0
-}
-
-func (x *WaitSandboxResponse) GetExitedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ExitedAt
+		return x.Metrics
 	}
 	return nil
 }
@@ -1026,42 +1060,7 @@ const file_api_runtime_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x17\n" +
-	"\x15CreateSandboxResponse\",\n" +
-	"\vPingRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x0e\n" +
-	"\fPingResponse\"0\n" +
-	"\x0fPlatformRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"J\n" +
-	"\x10PlatformResponse\x126\n" +
-	"\bplatform\x18\x01 \x01(\v2\x1a.containerd.types.PlatformR\bplatform\"6\n" +
-	"\x15SandboxMetricsRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"L\n" +
-	"\x16SandboxMetricsResponse\x122\n" +
-	"\ametrics\x18\x01 \x01(\v2\x18.containerd.types.MetricR\ametrics\"O\n" +
-	"\x14SandboxStatusRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x18\n" +
-	"\averbose\x18\x02 \x01(\bR\averbose\"\x8b\x03\n" +
-	"\x15SandboxStatusResponse\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x14\n" +
-	"\x05state\x18\x03 \x01(\tR\x05state\x12R\n" +
-	"\x04info\x18\x04 \x03(\v2>.containerd.runtime.sandbox.v1.SandboxStatusResponse.InfoEntryR\x04info\x129\n" +
-	"\n" +
-	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x127\n" +
-	"\texited_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12*\n" +
-	"\x05extra\x18\a \x01(\v2\x14.google.protobuf.AnyR\x05extra\x1a7\n" +
-	"\tInfoEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
-	"\x16ShutdownSandboxRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x19\n" +
-	"\x17ShutdownSandboxResponse\"4\n" +
+	"\x15CreateSandboxResponse\"4\n" +
 	"\x13StartSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x8d\x01\n" +
@@ -1069,7 +1068,12 @@ const file_api_runtime_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x129\n" +
 	"\n" +
 	"created_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12(\n" +
-	"\x04spec\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\x04spec\"V\n" +
+	"\x04spec\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\x04spec\"0\n" +
+	"\x0fPlatformRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"J\n" +
+	"\x10PlatformResponse\x126\n" +
+	"\bplatform\x18\x01 \x01(\v2\x1a.containerd.types.PlatformR\bplatform\"V\n" +
 	"\x12StopSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12!\n" +
@@ -1090,7 +1094,37 @@ const file_api_runtime_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x13WaitSandboxResponse\x12\x1f\n" +
 	"\vexit_status\x18\x01 \x01(\rR\n" +
 	"exitStatus\x127\n" +
-	"\texited_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAtB8Z6github.com/berthd/berth/api/runtime/sandbox/v1;sandboxb\x06proto3"
+	"\texited_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\"O\n" +
+	"\x14SandboxStatusRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x18\n" +
+	"\averbose\x18\x02 \x01(\bR\averbose\"\x8b\x03\n" +
+	"\x15SandboxStatusResponse\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12R\n" +
+	"\x04info\x18\x04 \x03(\v2>.containerd.runtime.sandbox.v1.SandboxStatusResponse.InfoEntryR\x04info\x129\n" +
+	"\n" +
+	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x127\n" +
+	"\texited_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12*\n" +
+	"\x05extra\x18\a \x01(\v2\x14.google.protobuf.AnyR\x05extra\x1a7\n" +
+	"\tInfoEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\",\n" +
+	"\vPingRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x0e\n" +
+	"\fPingResponse\"7\n" +
+	"\x16ShutdownSandboxRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x19\n" +
+	"\x17ShutdownSandboxResponse\"6\n" +
+	"\x15SandboxMetricsRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"L\n" +
+	"\x16SandboxMetricsResponse\x122\n" +
+	"\ametrics\x18\x01 \x01(\v2\x18.containerd.types.MetricR\ametricsB8Z6github.com/berthd/berth/api/runtime/sandbox/v1;sandboxb\x06proto3"
 
 var (
 	file_api_runtime_sandbox_v1_sandbox_proto_rawDescOnce sync.Once
@@ -1108,48 +1142,48 @@ var file_api_runtime_sandbox_v1_sandbox_proto_msgTypes = make([]protoimpl.Messag
 var file_api_runtime_sandbox_v1_sandbox_proto_goTypes = []any{
 	(*CreateSandboxRequest)(nil),    // 0: containerd.runtime.sandbox.v1.CreateSandboxRequest
 	(*CreateSandboxResponse)(nil),   // 1: containerd.runtime.sandbox.v1.CreateSandboxResponse
-	(*PingRequest)(nil),             // 2: containerd.runtime.sandbox.v1.PingRequest
-	(*PingResponse)(nil),            // 3: containerd.runtime.sandbox.v1.PingResponse
+	(*StartSandboxRequest)(nil),     // 2: containerd.runtime.sandbox.v1.StartSandboxRequest
+	(*StartSandboxResponse)(nil),    // 3: containerd.runtime.sandbox.v1.StartSandboxResponse
 	(*PlatformRequest)(nil),         // 4: containerd.runtime.sandbox.v1.PlatformRequest
 	(*PlatformResponse)(nil),        // 5: containerd.runtime.sandbox.v1.PlatformResponse
-	(*SandboxMetricsRequest)(nil),   // 6: containerd.runtime.sandbox.v1.SandboxMetricsRequest
-	(*SandboxMetricsResponse)(nil),  // 7: containerd.runtime.sandbox.v1.SandboxMetricsResponse
-	(*SandboxStatusRequest)(nil),    // 8: containerd.runtime.sandbox.v1.SandboxStatusRequest
-	(*SandboxStatusResponse)(nil),   // 9: containerd.runtime.sandbox.v1.SandboxStatusResponse
-	(*ShutdownSandboxRequest)(nil),  // 10: containerd.runtime.sandbox.v1.ShutdownSandboxRequest
-	(*ShutdownSandboxResponse)(nil), // 11: containerd.runtime.sandbox.v1.ShutdownSandboxResponse
-	(*StartSandboxRequest)(nil),     // 12: containerd.runtime.sandbox.v1.StartSandboxRequest
-	(*StartSandboxResponse)(nil),    // 13: containerd.runtime.sandbox.v1.StartSandboxResponse
-	(*StopSandboxRequest)(nil),      // 14: containerd.runtime.sandbox.v1.StopSandboxRequest
-	(*StopSandboxResponse)(nil),     // 15: containerd.runtime.sandbox.v1.StopSandboxResponse
-	(*UpdateSandboxRequest)(nil),    // 16: containerd.runtime.sandbox.v1.UpdateSandboxRequest
-	(*UpdateSandboxResponse)(nil),   // 17: containerd.runtime.sandbox.v1.UpdateSandboxResponse
-	(*WaitSandboxRequest)(nil),      // 18: containerd.runtime.sandbox.v1.WaitSandboxRequest
-	(*WaitSandboxResponse)(nil),     // 19: containerd.runtime.sandbox.v1.WaitSandboxResponse
+	(*StopSandboxRequest)(nil),      // 6: containerd.runtime.sandbox.v1.StopSandboxRequest
+	(*StopSandboxResponse)(nil),     // 7: containerd.runtime.sandbox.v1.StopSandboxResponse
+	(*UpdateSandboxRequest)(nil),    // 8: containerd.runtime.sandbox.v1.UpdateSandboxRequest
+	(*UpdateSandboxResponse)(nil),   // 9: containerd.runtime.sandbox.v1.UpdateSandboxResponse
+	(*WaitSandboxRequest)(nil),      // 10: containerd.runtime.sandbox.v1.WaitSandboxRequest
+	(*WaitSandboxResponse)(nil),     // 11: containerd.runtime.sandbox.v1.WaitSandboxResponse
+	(*SandboxStatusRequest)(nil),    // 12: containerd.runtime.sandbox.v1.SandboxStatusRequest
+	(*SandboxStatusResponse)(nil),   // 13: containerd.runtime.sandbox.v1.SandboxStatusResponse
+	(*PingRequest)(nil),             // 14: containerd.runtime.sandbox.v1.PingRequest
+	(*PingResponse)(nil),            // 15: containerd.runtime.sandbox.v1.PingResponse
+	(*ShutdownSandboxRequest)(nil),  // 16: containerd.runtime.sandbox.v1.ShutdownSandboxRequest
+	(*ShutdownSandboxResponse)(nil), // 17: containerd.runtime.sandbox.v1.ShutdownSandboxResponse
+	(*SandboxMetricsRequest)(nil),   // 18: containerd.runtime.sandbox.v1.SandboxMetricsRequest
+	(*SandboxMetricsResponse)(nil),  // 19: containerd.runtime.sandbox.v1.SandboxMetricsResponse
 	nil,                             // 20: containerd.runtime.sandbox.v1.CreateSandboxRequest.AnnotationsEntry
-	nil,                             // 21: containerd.runtime.sandbox.v1.SandboxStatusResponse.InfoEntry
-	nil,                             // 22: containerd.runtime.sandbox.v1.UpdateSandboxRequest.AnnotationsEntry
+	nil,                             // 21: containerd.runtime.sandbox.v1.UpdateSandboxRequest.AnnotationsEntry
+	nil,                             // 22: containerd.runtime.sandbox.v1.SandboxStatusResponse.InfoEntry
 	(*types.Mount)(nil),             // 23: containerd.types.Mount
 	(*anypb.Any)(nil),               // 24: google.protobuf.Any
-	(*types.Platform)(nil),          // 25: containerd.types.Platform
-	(*types.Metric)(nil),            // 26: containerd.types.Metric
-	(*timestamppb.Timestamp)(nil),   // 27: google.protobuf.Timestamp
+	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
+	(*types.Platform)(nil),          // 26: containerd.types.Platform
+	(*types.Metric)(nil),            // 27: containerd.types.Metric
 }
 var file_api_runtime_sandbox_v1_sandbox_proto_depIdxs = []int32{
 	23, // 0: containerd.runtime.sandbox.v1.CreateSandboxRequest.rootfs:type_name -> containerd.types.Mount
 	24, // 1: containerd.runtime.sandbox.v1.CreateSandboxRequest.options:type_name -> google.protobuf.Any
 	20, // 2: containerd.runtime.sandbox.v1.CreateSandboxRequest.annotations:type_name -> containerd.runtime.sandbox.v1.CreateSandboxRequest.AnnotationsEntry
-	25, // 3: containerd.runtime.sandbox.v1.PlatformResponse.platform:type_name -> containerd.types.Platform
-	26, // 4: containerd.runtime.sandbox.v1.SandboxMetricsResponse.metrics:type_name -> containerd.types.Metric
-	21, // 5: containerd.runtime.sandbox.v1.SandboxStatusResponse.info:type_name -> containerd.runtime.sandbox.v1.SandboxStatusResponse.InfoEntry
-	27, // 6: containerd.runtime.sandbox.v1.SandboxStatusResponse.created_at:type_name -> google.protobuf.Timestamp
-	27, // 7: containerd.runtime.sandbox.v1.SandboxStatusResponse.exited_at:type_name -> google.protobuf.Timestamp
-	24, // 8: containerd.runtime.sandbox.v1.SandboxStatusResponse.extra:type_name -> google.protobuf.Any
-	27, // 9: containerd.runtime.sandbox.v1.StartSandboxResponse.created_at:type_name -> google.protobuf.Timestamp
-	24, // 10: containerd.runtime.sandbox.v1.StartSandboxResponse.spec:type_name -> google.protobuf.Any
-	24, // 11: containerd.runtime.sandbox.v1.UpdateSandboxRequest.resources:type_name -> google.protobuf.Any
-	22, // 12: containerd.runtime.sandbox.v1.UpdateSandboxRequest.annotations:type_name -> containerd.runtime.sandbox.v1.UpdateSandboxRequest.AnnotationsEntry
-	27, // 13: containerd.runtime.sandbox.v1.WaitSandboxResponse.exited_at:type_name -> google.protobuf.Timestamp
+	25, // 3: containerd.runtime.sandbox.v1.StartSandboxResponse.created_at:type_name -> google.protobuf.Timestamp
+	24, // 4: containerd.runtime.sandbox.v1.StartSandboxResponse.spec:type_name -> google.protobuf.Any
+	26, // 5: containerd.runtime.sandbox.v1.PlatformResponse.platform:type_name -> containerd.types.Platform
+	24, // 6: containerd.runtime.sandbox.v1.UpdateSandboxRequest.resources:type_name -> google.protobuf.Any
+	21, // 7: containerd.runtime.sandbox.v1.UpdateSandboxRequest.annotations:type_name -> containerd.runtime.sandbox.v1.UpdateSandboxRequest.AnnotationsEntry
+	25, // 8: containerd.runtime.sandbox.v1.WaitSandboxResponse.exited_at:type_name -> google.protobuf.Timestamp
+	22, // 9: containerd.runtime.sandbox.v1.SandboxStatusResponse.info:type_name -> containerd.runtime.sandbox.v1.SandboxStatusResponse.InfoEntry
+	25, // 10: containerd.runtime.sandbox.v1.SandboxStatusResponse.created_at:type_name -> google.protobuf.Timestamp
+	25, // 11: containerd.runtime.sandbox.v1.SandboxStatusResponse.exited_at:type_name -> google.protobuf.Timestamp
+	24, // 12: containerd.runtime.sandbox.v1.SandboxStatusResponse.extra:type_name -> google.protobuf.Any
+	27, // 13: containerd.runtime.sandbox.v1.SandboxMetricsResponse.metrics:type_name -> containerd.types.Metric
 	14, // [14:14] is the sub-list for method output_type
 	14, // [14:14] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name

@@ -24,19 +24,31 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Container is a record: how to make a task.
 type Container struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Image         string                 `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
-	Runtime       *Container_Runtime     `protobuf:"bytes,4,opt,name=runtime,proto3" json:"runtime,omitempty"`
-	Spec          *anypb.Any             `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
-	Snapshotter   string                 `protobuf:"bytes,6,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	SnapshotKey   string                 `protobuf:"bytes,7,opt,name=snapshot_key,json=snapshotKey,proto3" json:"snapshot_key,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	Extensions    map[string]*anypb.Any  `protobuf:"bytes,10,rep,name=extensions,proto3" json:"extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Sandbox       string                 `protobuf:"bytes,11,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 76 letters and digits, with single ".", "_" or "-" between them.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// A key and its value have together at most 4096 bytes. One with an empty
+	// value is not stored.
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Name of the image it was made from; not checked.
+	Image   string             `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	Runtime *Container_Runtime `protobuf:"bytes,4,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	// Becomes config.json as it is. Usually the Spec of the OCI runtime spec, as
+	// JSON.
+	Spec *anypb.Any `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
+	// Required with snapshot_key.
+	Snapshotter string `protobuf:"bytes,6,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	// Its root file system, which lives as long as the record does; not checked.
+	SnapshotKey string `protobuf:"bytes,7,opt,name=snapshot_key,json=snapshotKey,proto3" json:"snapshot_key,omitempty"`
+	// Set by the daemon, as is updated_at.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Whatever a client wants to keep with the record, of any type.
+	Extensions map[string]*anypb.Any `protobuf:"bytes,10,rep,name=extensions,proto3" json:"extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Id of the sandbox whose shim is to serve the task.
+	Sandbox       string `protobuf:"bytes,11,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -148,138 +160,7 @@ func (x *Container) GetSandbox() string {
 	return ""
 }
 
-type CreateContainerRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateContainerRequest) Reset() {
-	*x = CreateContainerRequest{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateContainerRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateContainerRequest) ProtoMessage() {}
-
-func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
-func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *CreateContainerRequest) GetContainer() *Container {
-	if x != nil {
-		return x.Container
-	}
-	return nil
-}
-
-type CreateContainerResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateContainerResponse) Reset() {
-	*x = CreateContainerResponse{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateContainerResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateContainerResponse) ProtoMessage() {}
-
-func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
-func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *CreateContainerResponse) GetContainer() *Container {
-	if x != nil {
-		return x.Container
-	}
-	return nil
-}
-
-type DeleteContainerRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteContainerRequest) Reset() {
-	*x = DeleteContainerRequest{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteContainerRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteContainerRequest) ProtoMessage() {}
-
-func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
-func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *DeleteContainerRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
+// Request of Get.
 type GetContainerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -289,7 +170,7 @@ type GetContainerRequest struct {
 
 func (x *GetContainerRequest) Reset() {
 	*x = GetContainerRequest{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[4]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +182,7 @@ func (x *GetContainerRequest) String() string {
 func (*GetContainerRequest) ProtoMessage() {}
 
 func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[4]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +195,7 @@ func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerRequest.ProtoReflect.Descriptor instead.
 func (*GetContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{4}
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *GetContainerRequest) GetId() string {
@@ -324,6 +205,7 @@ func (x *GetContainerRequest) GetId() string {
 	return ""
 }
 
+// Answer of Get.
 type GetContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
@@ -333,7 +215,7 @@ type GetContainerResponse struct {
 
 func (x *GetContainerResponse) Reset() {
 	*x = GetContainerResponse{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[5]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -345,7 +227,7 @@ func (x *GetContainerResponse) String() string {
 func (*GetContainerResponse) ProtoMessage() {}
 
 func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[5]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -358,7 +240,7 @@ func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerResponse.ProtoReflect.Descriptor instead.
 func (*GetContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{5}
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *GetContainerResponse) GetContainer() *Container {
@@ -368,60 +250,19 @@ func (x *GetContainerResponse) GetContainer() *Container {
 	return nil
 }
 
-type ListContainerMessage struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListContainerMessage) Reset() {
-	*x = ListContainerMessage{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListContainerMessage) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListContainerMessage) ProtoMessage() {}
-
-func (x *ListContainerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListContainerMessage.ProtoReflect.Descriptor instead.
-func (*ListContainerMessage) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *ListContainerMessage) GetContainer() *Container {
-	if x != nil {
-		return x.Container
-	}
-	return nil
-}
-
+// Request of List and ListStream.
 type ListContainersRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must match; none is all. Fields: id, runtime.name, image,
+	// labels.KEY.
+	Filters       []string `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[7]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +274,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[7]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +287,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{7}
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListContainersRequest) GetFilters() []string {
@@ -456,6 +297,7 @@ func (x *ListContainersRequest) GetFilters() []string {
 	return nil
 }
 
+// Answer of List.
 type ListContainersResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Containers    []*Container           `protobuf:"bytes,1,rep,name=containers,proto3" json:"containers,omitempty"`
@@ -465,7 +307,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[8]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +319,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[8]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +332,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{8}
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListContainersResponse) GetContainers() []*Container {
@@ -500,9 +342,148 @@ func (x *ListContainersResponse) GetContainers() []*Container {
 	return nil
 }
 
-type UpdateContainerRequest struct {
+// One message of ListStream.
+type ListContainerMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListContainerMessage) Reset() {
+	*x = ListContainerMessage{}
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListContainerMessage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListContainerMessage) ProtoMessage() {}
+
+func (x *ListContainerMessage) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListContainerMessage.ProtoReflect.Descriptor instead.
+func (*ListContainerMessage) Descriptor() ([]byte, []int) {
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListContainerMessage) GetContainer() *Container {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
+// Request of Create.
+type CreateContainerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateContainerRequest) Reset() {
+	*x = CreateContainerRequest{}
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateContainerRequest) ProtoMessage() {}
+
+func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
+func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CreateContainerRequest) GetContainer() *Container {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
+// Answer of Create: the record as stored.
+type CreateContainerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateContainerResponse) Reset() {
+	*x = CreateContainerResponse{}
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateContainerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateContainerResponse) ProtoMessage() {}
+
+func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
+func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CreateContainerResponse) GetContainer() *Container {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
+// Request of Update.
+type UpdateContainerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the record by its id; the other fields are the new values.
+	Container *Container `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	// labels, labels.KEY, spec, extensions, extensions.KEY, image, snapshotkey.
+	// None is all of these; then runtime and snapshotter must be those stored.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -510,7 +491,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[9]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +503,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[9]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +516,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{9}
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UpdateContainerRequest) GetContainer() *Container {
@@ -552,6 +533,7 @@ func (x *UpdateContainerRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// Answer of Update: the record as stored.
 type UpdateContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
@@ -561,7 +543,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[10]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +555,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_containers_v1_containers_proto_msgTypes[10]
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +568,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{10}
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpdateContainerResponse) GetContainer() *Container {
@@ -596,10 +578,58 @@ func (x *UpdateContainerResponse) GetContainer() *Container {
 	return nil
 }
 
-type Container_Runtime struct {
+// Request of Delete.
+type DeleteContainerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Options       *anypb.Any             `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteContainerRequest) Reset() {
+	*x = DeleteContainerRequest{}
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteContainerRequest) ProtoMessage() {}
+
+func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_containers_v1_containers_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
+func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_containers_v1_containers_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DeleteContainerRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// Runtime says which shim serves the task.
+type Container_Runtime struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as io.containerd.runc.v2, or the path of a binary.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// For the shim; the type is its own.
+	Options       *anypb.Any `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -678,31 +708,31 @@ const file_api_services_containers_v1_containers_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aS\n" +
 	"\x0fExtensionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
-	"\x05value\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x05value:\x028\x01\"d\n" +
-	"\x16CreateContainerRequest\x12J\n" +
-	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\"e\n" +
-	"\x17CreateContainerResponse\x12J\n" +
-	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\"(\n" +
-	"\x16DeleteContainerRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"%\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x05value:\x028\x01\"%\n" +
 	"\x13GetContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"b\n" +
 	"\x14GetContainerResponse\x12J\n" +
-	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\"b\n" +
-	"\x14ListContainerMessage\x12J\n" +
 	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\"1\n" +
 	"\x15ListContainersRequest\x12\x18\n" +
 	"\afilters\x18\x01 \x03(\tR\afilters\"f\n" +
 	"\x16ListContainersResponse\x12L\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2,.containerd.services.containers.v1.ContainerR\n" +
-	"containers\"\xa1\x01\n" +
+	"containers\"b\n" +
+	"\x14ListContainerMessage\x12J\n" +
+	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\"d\n" +
+	"\x16CreateContainerRequest\x12J\n" +
+	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\"e\n" +
+	"\x17CreateContainerResponse\x12J\n" +
+	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\"\xa1\x01\n" +
 	"\x16UpdateContainerRequest\x12J\n" +
 	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\"e\n" +
 	"\x17UpdateContainerResponse\x12J\n" +
-	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainerB?Z=github.com/berthd/berth/api/services/containers/v1;containersb\x06proto3"
+	"\tcontainer\x18\x01 \x01(\v2,.containerd.services.containers.v1.ContainerR\tcontainer\"(\n" +
+	"\x16DeleteContainerRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02idB?Z=github.com/berthd/berth/api/services/containers/v1;containersb\x06proto3"
 
 var (
 	file_api_services_containers_v1_containers_proto_rawDescOnce sync.Once
@@ -719,16 +749,16 @@ func file_api_services_containers_v1_containers_proto_rawDescGZIP() []byte {
 var file_api_services_containers_v1_containers_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_api_services_containers_v1_containers_proto_goTypes = []any{
 	(*Container)(nil),               // 0: containerd.services.containers.v1.Container
-	(*CreateContainerRequest)(nil),  // 1: containerd.services.containers.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil), // 2: containerd.services.containers.v1.CreateContainerResponse
-	(*DeleteContainerRequest)(nil),  // 3: containerd.services.containers.v1.DeleteContainerRequest
-	(*GetContainerRequest)(nil),     // 4: containerd.services.containers.v1.GetContainerRequest
-	(*GetContainerResponse)(nil),    // 5: containerd.services.containers.v1.GetContainerResponse
-	(*ListContainerMessage)(nil),    // 6: containerd.services.containers.v1.ListContainerMessage
-	(*ListContainersRequest)(nil),   // 7: containerd.services.containers.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),  // 8: containerd.services.containers.v1.ListContainersResponse
-	(*UpdateContainerRequest)(nil),  // 9: containerd.services.containers.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 10: containerd.services.containers.v1.UpdateContainerResponse
+	(*GetContainerRequest)(nil),     // 1: containerd.services.containers.v1.GetContainerRequest
+	(*GetContainerResponse)(nil),    // 2: containerd.services.containers.v1.GetContainerResponse
+	(*ListContainersRequest)(nil),   // 3: containerd.services.containers.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),  // 4: containerd.services.containers.v1.ListContainersResponse
+	(*ListContainerMessage)(nil),    // 5: containerd.services.containers.v1.ListContainerMessage
+	(*CreateContainerRequest)(nil),  // 6: containerd.services.containers.v1.CreateContainerRequest
+	(*CreateContainerResponse)(nil), // 7: containerd.services.containers.v1.CreateContainerResponse
+	(*UpdateContainerRequest)(nil),  // 8: containerd.services.containers.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 9: containerd.services.containers.v1.UpdateContainerResponse
+	(*DeleteContainerRequest)(nil),  // 10: containerd.services.containers.v1.DeleteContainerRequest
 	(*Container_Runtime)(nil),       // 11: containerd.services.containers.v1.Container.Runtime
 	nil,                             // 12: containerd.services.containers.v1.Container.LabelsEntry
 	nil,                             // 13: containerd.services.containers.v1.Container.ExtensionsEntry
@@ -743,11 +773,11 @@ var file_api_services_containers_v1_containers_proto_depIdxs = []int32{
 	15, // 3: containerd.services.containers.v1.Container.created_at:type_name -> google.protobuf.Timestamp
 	15, // 4: containerd.services.containers.v1.Container.updated_at:type_name -> google.protobuf.Timestamp
 	13, // 5: containerd.services.containers.v1.Container.extensions:type_name -> containerd.services.containers.v1.Container.ExtensionsEntry
-	0,  // 6: containerd.services.containers.v1.CreateContainerRequest.container:type_name -> containerd.services.containers.v1.Container
-	0,  // 7: containerd.services.containers.v1.CreateContainerResponse.container:type_name -> containerd.services.containers.v1.Container
-	0,  // 8: containerd.services.containers.v1.GetContainerResponse.container:type_name -> containerd.services.containers.v1.Container
-	0,  // 9: containerd.services.containers.v1.ListContainerMessage.container:type_name -> containerd.services.containers.v1.Container
-	0,  // 10: containerd.services.containers.v1.ListContainersResponse.containers:type_name -> containerd.services.containers.v1.Container
+	0,  // 6: containerd.services.containers.v1.GetContainerResponse.container:type_name -> containerd.services.containers.v1.Container
+	0,  // 7: containerd.services.containers.v1.ListContainersResponse.containers:type_name -> containerd.services.containers.v1.Container
+	0,  // 8: containerd.services.containers.v1.ListContainerMessage.container:type_name -> containerd.services.containers.v1.Container
+	0,  // 9: containerd.services.containers.v1.CreateContainerRequest.container:type_name -> containerd.services.containers.v1.Container
+	0,  // 10: containerd.services.containers.v1.CreateContainerResponse.container:type_name -> containerd.services.containers.v1.Container
 	0,  // 11: containerd.services.containers.v1.UpdateContainerRequest.container:type_name -> containerd.services.containers.v1.Container
 	16, // 12: containerd.services.containers.v1.UpdateContainerRequest.update_mask:type_name -> google.protobuf.FieldMask
 	0,  // 13: containerd.services.containers.v1.UpdateContainerResponse.container:type_name -> containerd.services.containers.v1.Container

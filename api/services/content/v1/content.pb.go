@@ -23,11 +23,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// WriteAction is what a message of Write asks for.
 type WriteAction int32
 
 const (
-	WriteAction_STAT   WriteAction = 0
-	WriteAction_WRITE  WriteAction = 1
+	// Tell where the ingest stands.
+	WriteAction_STAT WriteAction = 0
+	// Append data.
+	WriteAction_WRITE WriteAction = 1
+	// Append data, if any, and make a blob of it.
 	WriteAction_COMMIT WriteAction = 2
 )
 
@@ -72,108 +76,24 @@ func (WriteAction) EnumDescriptor() ([]byte, []int) {
 	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{0}
 }
 
-type AbortRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AbortRequest) Reset() {
-	*x = AbortRequest{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AbortRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AbortRequest) ProtoMessage() {}
-
-func (x *AbortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AbortRequest.ProtoReflect.Descriptor instead.
-func (*AbortRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *AbortRequest) GetRef() string {
-	if x != nil {
-		return x.Ref
-	}
-	return ""
-}
-
-type DeleteContentRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteContentRequest) Reset() {
-	*x = DeleteContentRequest{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteContentRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteContentRequest) ProtoMessage() {}
-
-func (x *DeleteContentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteContentRequest.ProtoReflect.Descriptor instead.
-func (*DeleteContentRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *DeleteContentRequest) GetDigest() string {
-	if x != nil {
-		return x.Digest
-	}
-	return ""
-}
-
+// Info is what is known of a blob.
 type Info struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes.
+	Size int64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// When the namespace got it.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Some keep other objects alive, see the contract on collection.
+	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Info) Reset() {
 	*x = Info{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[2]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -185,7 +105,7 @@ func (x *Info) String() string {
 func (*Info) ProtoMessage() {}
 
 func (x *Info) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[2]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -198,7 +118,7 @@ func (x *Info) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Info.ProtoReflect.Descriptor instead.
 func (*Info) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{2}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Info) GetDigest() string {
@@ -236,6 +156,96 @@ func (x *Info) GetLabels() map[string]string {
 	return nil
 }
 
+// Status is where an ingest stands.
+type Status struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Any text; names the ingest within the namespace.
+	Ref string `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Bytes written so far.
+	Offset int64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Bytes expected; 0 if not known.
+	Total int64 `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
+	// Digest expected; usually empty.
+	Expected      string `protobuf:"bytes,6,opt,name=expected,proto3" json:"expected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Status) Reset() {
+	*x = Status{}
+	mi := &file_api_services_content_v1_content_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Status) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Status) ProtoMessage() {}
+
+func (x *Status) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_content_v1_content_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Status.ProtoReflect.Descriptor instead.
+func (*Status) Descriptor() ([]byte, []int) {
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Status) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Status) GetUpdatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return nil
+}
+
+func (x *Status) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *Status) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Status) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *Status) GetExpected() string {
+	if x != nil {
+		return x.Expected
+	}
+	return ""
+}
+
+// Request of Info.
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -245,7 +255,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[3]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +267,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[3]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +280,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{3}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *InfoRequest) GetDigest() string {
@@ -280,6 +290,7 @@ func (x *InfoRequest) GetDigest() string {
 	return ""
 }
 
+// Answer of Info.
 type InfoResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Info          *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
@@ -289,7 +300,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[4]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +312,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[4]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +325,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{4}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *InfoResponse) GetInfo() *Info {
@@ -324,16 +335,118 @@ func (x *InfoResponse) GetInfo() *Info {
 	return nil
 }
 
-type ListContentRequest struct {
+// Request of Update.
+type UpdateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the blob by its digest; only labels are used.
+	Info *Info `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	// labels or labels.KEY; none is labels.
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRequest) Reset() {
+	*x = UpdateRequest{}
+	mi := &file_api_services_content_v1_content_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRequest) ProtoMessage() {}
+
+func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_content_v1_content_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
+func (*UpdateRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *UpdateRequest) GetInfo() *Info {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *UpdateRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+// Answer of Update: the blob as it is now.
+type UpdateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	Info          *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateResponse) Reset() {
+	*x = UpdateResponse{}
+	mi := &file_api_services_content_v1_content_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateResponse) ProtoMessage() {}
+
+func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_content_v1_content_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
+func (*UpdateResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *UpdateResponse) GetInfo() *Info {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+// Request of List.
+type ListContentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must match; none is all. Fields: digest, labels.KEY.
+	Filters       []string `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListContentRequest) Reset() {
 	*x = ListContentRequest{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[5]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -345,7 +458,7 @@ func (x *ListContentRequest) String() string {
 func (*ListContentRequest) ProtoMessage() {}
 
 func (x *ListContentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[5]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -358,7 +471,7 @@ func (x *ListContentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContentRequest.ProtoReflect.Descriptor instead.
 func (*ListContentRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{5}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListContentRequest) GetFilters() []string {
@@ -368,6 +481,7 @@ func (x *ListContentRequest) GetFilters() []string {
 	return nil
 }
 
+// One block of List.
 type ListContentResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Info          []*Info                `protobuf:"bytes,1,rep,name=info,proto3" json:"info,omitempty"`
@@ -377,7 +491,7 @@ type ListContentResponse struct {
 
 func (x *ListContentResponse) Reset() {
 	*x = ListContentResponse{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[6]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +503,7 @@ func (x *ListContentResponse) String() string {
 func (*ListContentResponse) ProtoMessage() {}
 
 func (x *ListContentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[6]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +516,7 @@ func (x *ListContentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContentResponse.ProtoReflect.Descriptor instead.
 func (*ListContentResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{6}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListContentResponse) GetInfo() []*Info {
@@ -412,71 +526,28 @@ func (x *ListContentResponse) GetInfo() []*Info {
 	return nil
 }
 
-type ListStatusesRequest struct {
+// Request of Delete.
+type DeleteContentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ListStatusesRequest) Reset() {
-	*x = ListStatusesRequest{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListStatusesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListStatusesRequest) ProtoMessage() {}
-
-func (x *ListStatusesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListStatusesRequest.ProtoReflect.Descriptor instead.
-func (*ListStatusesRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *ListStatusesRequest) GetFilters() []string {
-	if x != nil {
-		return x.Filters
-	}
-	return nil
-}
-
-type ListStatusesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Statuses      []*Status              `protobuf:"bytes,1,rep,name=statuses,proto3" json:"statuses,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListStatusesResponse) Reset() {
-	*x = ListStatusesResponse{}
+func (x *DeleteContentRequest) Reset() {
+	*x = DeleteContentRequest{}
 	mi := &file_api_services_content_v1_content_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ListStatusesResponse) String() string {
+func (x *DeleteContentRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ListStatusesResponse) ProtoMessage() {}
+func (*DeleteContentRequest) ProtoMessage() {}
 
-func (x *ListStatusesResponse) ProtoReflect() protoreflect.Message {
+func (x *DeleteContentRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_api_services_content_v1_content_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -488,23 +559,26 @@ func (x *ListStatusesResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ListStatusesResponse.ProtoReflect.Descriptor instead.
-func (*ListStatusesResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use DeleteContentRequest.ProtoReflect.Descriptor instead.
+func (*DeleteContentRequest) Descriptor() ([]byte, []int) {
 	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *ListStatusesResponse) GetStatuses() []*Status {
+func (x *DeleteContentRequest) GetDigest() string {
 	if x != nil {
-		return x.Statuses
+		return x.Digest
 	}
-	return nil
+	return ""
 }
 
+// Request of Read.
 type ReadContentRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
-	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// First byte; a negative one is 0.
+	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	// How many bytes; 0, or too many, is to the end.
+	Size          int64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -560,10 +634,12 @@ func (x *ReadContentRequest) GetSize() int64 {
 	return 0
 }
 
+// One message of Read.
 type ReadContentResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Offset        int64                  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts from 0 at the first byte that was asked for.
+	Offset        int64  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -612,90 +688,7 @@ func (x *ReadContentResponse) GetData() []byte {
 	return nil
 }
 
-type Status struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	Ref           string                 `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
-	Offset        int64                  `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
-	Total         int64                  `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
-	Expected      string                 `protobuf:"bytes,6,opt,name=expected,proto3" json:"expected,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Status) Reset() {
-	*x = Status{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Status) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Status) ProtoMessage() {}
-
-func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Status.ProtoReflect.Descriptor instead.
-func (*Status) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *Status) GetStartedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.StartedAt
-	}
-	return nil
-}
-
-func (x *Status) GetUpdatedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.UpdatedAt
-	}
-	return nil
-}
-
-func (x *Status) GetRef() string {
-	if x != nil {
-		return x.Ref
-	}
-	return ""
-}
-
-func (x *Status) GetOffset() int64 {
-	if x != nil {
-		return x.Offset
-	}
-	return 0
-}
-
-func (x *Status) GetTotal() int64 {
-	if x != nil {
-		return x.Total
-	}
-	return 0
-}
-
-func (x *Status) GetExpected() string {
-	if x != nil {
-		return x.Expected
-	}
-	return ""
-}
-
+// Request of Status.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -705,7 +698,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[12]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +710,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[12]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +723,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{12}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StatusRequest) GetRef() string {
@@ -740,6 +733,7 @@ func (x *StatusRequest) GetRef() string {
 	return ""
 }
 
+// Answer of Status.
 type StatusResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *Status                `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
@@ -749,7 +743,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[13]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +755,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[13]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +768,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{13}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StatusResponse) GetStatus() *Status {
@@ -784,28 +778,74 @@ func (x *StatusResponse) GetStatus() *Status {
 	return nil
 }
 
-type UpdateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Info          *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
-	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+// Request of ListStatuses.
+type ListStatusesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must match; none is all. Field: ref.
+	Filters       []string `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *UpdateRequest) Reset() {
-	*x = UpdateRequest{}
+func (x *ListStatusesRequest) Reset() {
+	*x = ListStatusesRequest{}
+	mi := &file_api_services_content_v1_content_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStatusesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStatusesRequest) ProtoMessage() {}
+
+func (x *ListStatusesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_content_v1_content_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStatusesRequest.ProtoReflect.Descriptor instead.
+func (*ListStatusesRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListStatusesRequest) GetFilters() []string {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+// Answer of ListStatuses, in no order.
+type ListStatusesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Statuses      []*Status              `protobuf:"bytes,1,rep,name=statuses,proto3" json:"statuses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStatusesResponse) Reset() {
+	*x = ListStatusesResponse{}
 	mi := &file_api_services_content_v1_content_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *UpdateRequest) String() string {
+func (x *ListStatusesResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*UpdateRequest) ProtoMessage() {}
+func (*ListStatusesResponse) ProtoMessage() {}
 
-func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
+func (x *ListStatusesResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_api_services_content_v1_content_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -817,85 +857,43 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
-func (*UpdateRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use ListStatusesResponse.ProtoReflect.Descriptor instead.
+func (*ListStatusesResponse) Descriptor() ([]byte, []int) {
 	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{14}
 }
 
-func (x *UpdateRequest) GetInfo() *Info {
+func (x *ListStatusesResponse) GetStatuses() []*Status {
 	if x != nil {
-		return x.Info
+		return x.Statuses
 	}
 	return nil
 }
 
-func (x *UpdateRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
-	if x != nil {
-		return x.UpdateMask
-	}
-	return nil
-}
-
-type UpdateResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Info          *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateResponse) Reset() {
-	*x = UpdateResponse{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateResponse) ProtoMessage() {}
-
-func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
-func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *UpdateResponse) GetInfo() *Info {
-	if x != nil {
-		return x.Info
-	}
-	return nil
-}
-
+// One message to Write.
 type WriteContentRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Action        WriteAction            `protobuf:"varint,1,opt,name=action,proto3,enum=containerd.services.content.v1.WriteAction" json:"action,omitempty"`
-	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
-	Total         int64                  `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
-	Expected      string                 `protobuf:"bytes,4,opt,name=expected,proto3" json:"expected,omitempty"`
-	Offset        int64                  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
-	Data          []byte                 `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Action WriteAction            `protobuf:"varint,1,opt,name=action,proto3,enum=containerd.services.content.v1.WriteAction" json:"action,omitempty"`
+	// Required in the first message, ignored later.
+	Ref string `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Size of the blob, if known; with another one than before the ingest starts
+	// anew.
+	Total int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	// Digest of the blob, if known. Its algorithm is used; without one it is
+	// sha256.
+	Expected string `protobuf:"bytes,4,opt,name=expected,proto3" json:"expected,omitempty"`
+	// Where data belongs: where the ingest stands, or 0 to start anew, on a
+	// commit too.
+	Offset int64  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	Data   []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	// Of the blob; used by a commit.
+	Labels        map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WriteContentRequest) Reset() {
 	*x = WriteContentRequest{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[16]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +905,7 @@ func (x *WriteContentRequest) String() string {
 func (*WriteContentRequest) ProtoMessage() {}
 
 func (x *WriteContentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[16]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +918,7 @@ func (x *WriteContentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteContentRequest.ProtoReflect.Descriptor instead.
 func (*WriteContentRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{16}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WriteContentRequest) GetAction() WriteAction {
@@ -972,21 +970,25 @@ func (x *WriteContentRequest) GetLabels() map[string]string {
 	return nil
 }
 
+// One answer of Write.
 type WriteContentResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Action        WriteAction            `protobuf:"varint,1,opt,name=action,proto3,enum=containerd.services.content.v1.WriteAction" json:"action,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	Offset        int64                  `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
-	Total         int64                  `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
-	Digest        string                 `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the message it answers.
+	Action    WriteAction            `protobuf:"varint,1,opt,name=action,proto3,enum=containerd.services.content.v1.WriteAction" json:"action,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Where the ingest stands now.
+	Offset int64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	Total  int64 `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
+	// Of the bytes so far.
+	Digest        string `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WriteContentResponse) Reset() {
 	*x = WriteContentResponse{}
-	mi := &file_api_services_content_v1_content_proto_msgTypes[17]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1000,7 @@ func (x *WriteContentResponse) String() string {
 func (*WriteContentResponse) ProtoMessage() {}
 
 func (x *WriteContentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_content_v1_content_proto_msgTypes[17]
+	mi := &file_api_services_content_v1_content_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1013,7 @@ func (x *WriteContentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteContentResponse.ProtoReflect.Descriptor instead.
 func (*WriteContentResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{17}
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WriteContentResponse) GetAction() WriteAction {
@@ -1056,15 +1058,56 @@ func (x *WriteContentResponse) GetDigest() string {
 	return ""
 }
 
+// Request of Abort.
+type AbortRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortRequest) Reset() {
+	*x = AbortRequest{}
+	mi := &file_api_services_content_v1_content_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortRequest) ProtoMessage() {}
+
+func (x *AbortRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_content_v1_content_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortRequest.ProtoReflect.Descriptor instead.
+func (*AbortRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_content_v1_content_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AbortRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
 var File_api_services_content_v1_content_proto protoreflect.FileDescriptor
 
 const file_api_services_content_v1_content_proto_rawDesc = "" +
 	"\n" +
-	"%api/services/content/v1/content.proto\x12\x1econtainerd.services.content.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\" \n" +
-	"\fAbortRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\".\n" +
-	"\x14DeleteContentRequest\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xad\x02\n" +
+	"%api/services/content/v1/content.proto\x12\x1econtainerd.services.content.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x02\n" +
 	"\x04Info\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x129\n" +
@@ -1075,26 +1118,7 @@ const file_api_services_content_v1_content_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v20.containerd.services.content.v1.Info.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"%\n" +
-	"\vInfoRequest\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\"H\n" +
-	"\fInfoResponse\x128\n" +
-	"\x04info\x18\x01 \x01(\v2$.containerd.services.content.v1.InfoR\x04info\".\n" +
-	"\x12ListContentRequest\x12\x18\n" +
-	"\afilters\x18\x01 \x03(\tR\afilters\"O\n" +
-	"\x13ListContentResponse\x128\n" +
-	"\x04info\x18\x01 \x03(\v2$.containerd.services.content.v1.InfoR\x04info\"/\n" +
-	"\x13ListStatusesRequest\x12\x18\n" +
-	"\afilters\x18\x01 \x03(\tR\afilters\"Z\n" +
-	"\x14ListStatusesResponse\x12B\n" +
-	"\bstatuses\x18\x01 \x03(\v2&.containerd.services.content.v1.StatusR\bstatuses\"X\n" +
-	"\x12ReadContentRequest\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x16\n" +
-	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x03R\x04size\"A\n" +
-	"\x13ReadContentResponse\x12\x16\n" +
-	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xda\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xda\x01\n" +
 	"\x06Status\x129\n" +
 	"\n" +
 	"started_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x129\n" +
@@ -1103,17 +1127,38 @@ const file_api_services_content_v1_content_proto_rawDesc = "" +
 	"\x03ref\x18\x03 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12\x14\n" +
 	"\x05total\x18\x05 \x01(\x03R\x05total\x12\x1a\n" +
-	"\bexpected\x18\x06 \x01(\tR\bexpected\"!\n" +
-	"\rStatusRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"P\n" +
-	"\x0eStatusResponse\x12>\n" +
-	"\x06status\x18\x01 \x01(\v2&.containerd.services.content.v1.StatusR\x06status\"\x86\x01\n" +
+	"\bexpected\x18\x06 \x01(\tR\bexpected\"%\n" +
+	"\vInfoRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"H\n" +
+	"\fInfoResponse\x128\n" +
+	"\x04info\x18\x01 \x01(\v2$.containerd.services.content.v1.InfoR\x04info\"\x86\x01\n" +
 	"\rUpdateRequest\x128\n" +
 	"\x04info\x18\x01 \x01(\v2$.containerd.services.content.v1.InfoR\x04info\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\"J\n" +
 	"\x0eUpdateResponse\x128\n" +
-	"\x04info\x18\x01 \x01(\v2$.containerd.services.content.v1.InfoR\x04info\"\xde\x02\n" +
+	"\x04info\x18\x01 \x01(\v2$.containerd.services.content.v1.InfoR\x04info\".\n" +
+	"\x12ListContentRequest\x12\x18\n" +
+	"\afilters\x18\x01 \x03(\tR\afilters\"O\n" +
+	"\x13ListContentResponse\x128\n" +
+	"\x04info\x18\x01 \x03(\v2$.containerd.services.content.v1.InfoR\x04info\".\n" +
+	"\x14DeleteContentRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"X\n" +
+	"\x12ReadContentRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\"A\n" +
+	"\x13ReadContentResponse\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"!\n" +
+	"\rStatusRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"P\n" +
+	"\x0eStatusResponse\x12>\n" +
+	"\x06status\x18\x01 \x01(\v2&.containerd.services.content.v1.StatusR\x06status\"/\n" +
+	"\x13ListStatusesRequest\x12\x18\n" +
+	"\afilters\x18\x01 \x03(\tR\afilters\"Z\n" +
+	"\x14ListStatusesResponse\x12B\n" +
+	"\bstatuses\x18\x01 \x03(\v2&.containerd.services.content.v1.StatusR\bstatuses\"\xde\x02\n" +
 	"\x13WriteContentRequest\x12C\n" +
 	"\x06action\x18\x01 \x01(\x0e2+.containerd.services.content.v1.WriteActionR\x06action\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x14\n" +
@@ -1133,7 +1178,9 @@ const file_api_services_content_v1_content_proto_rawDesc = "" +
 	"updated_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x16\n" +
 	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12\x14\n" +
 	"\x05total\x18\x05 \x01(\x03R\x05total\x12\x16\n" +
-	"\x06digest\x18\x06 \x01(\tR\x06digest*.\n" +
+	"\x06digest\x18\x06 \x01(\tR\x06digest\" \n" +
+	"\fAbortRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref*.\n" +
 	"\vWriteAction\x12\b\n" +
 	"\x04STAT\x10\x00\x12\t\n" +
 	"\x05WRITE\x10\x01\x12\n" +
@@ -1156,24 +1203,24 @@ var file_api_services_content_v1_content_proto_enumTypes = make([]protoimpl.Enum
 var file_api_services_content_v1_content_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_api_services_content_v1_content_proto_goTypes = []any{
 	(WriteAction)(0),              // 0: containerd.services.content.v1.WriteAction
-	(*AbortRequest)(nil),          // 1: containerd.services.content.v1.AbortRequest
-	(*DeleteContentRequest)(nil),  // 2: containerd.services.content.v1.DeleteContentRequest
-	(*Info)(nil),                  // 3: containerd.services.content.v1.Info
-	(*InfoRequest)(nil),           // 4: containerd.services.content.v1.InfoRequest
-	(*InfoResponse)(nil),          // 5: containerd.services.content.v1.InfoResponse
-	(*ListContentRequest)(nil),    // 6: containerd.services.content.v1.ListContentRequest
-	(*ListContentResponse)(nil),   // 7: containerd.services.content.v1.ListContentResponse
-	(*ListStatusesRequest)(nil),   // 8: containerd.services.content.v1.ListStatusesRequest
-	(*ListStatusesResponse)(nil),  // 9: containerd.services.content.v1.ListStatusesResponse
+	(*Info)(nil),                  // 1: containerd.services.content.v1.Info
+	(*Status)(nil),                // 2: containerd.services.content.v1.Status
+	(*InfoRequest)(nil),           // 3: containerd.services.content.v1.InfoRequest
+	(*InfoResponse)(nil),          // 4: containerd.services.content.v1.InfoResponse
+	(*UpdateRequest)(nil),         // 5: containerd.services.content.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 6: containerd.services.content.v1.UpdateResponse
+	(*ListContentRequest)(nil),    // 7: containerd.services.content.v1.ListContentRequest
+	(*ListContentResponse)(nil),   // 8: containerd.services.content.v1.ListContentResponse
+	(*DeleteContentRequest)(nil),  // 9: containerd.services.content.v1.DeleteContentRequest
 	(*ReadContentRequest)(nil),    // 10: containerd.services.content.v1.ReadContentRequest
 	(*ReadContentResponse)(nil),   // 11: containerd.services.content.v1.ReadContentResponse
-	(*Status)(nil),                // 12: containerd.services.content.v1.Status
-	(*StatusRequest)(nil),         // 13: containerd.services.content.v1.StatusRequest
-	(*StatusResponse)(nil),        // 14: containerd.services.content.v1.StatusResponse
-	(*UpdateRequest)(nil),         // 15: containerd.services.content.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 16: containerd.services.content.v1.UpdateResponse
-	(*WriteContentRequest)(nil),   // 17: containerd.services.content.v1.WriteContentRequest
-	(*WriteContentResponse)(nil),  // 18: containerd.services.content.v1.WriteContentResponse
+	(*StatusRequest)(nil),         // 12: containerd.services.content.v1.StatusRequest
+	(*StatusResponse)(nil),        // 13: containerd.services.content.v1.StatusResponse
+	(*ListStatusesRequest)(nil),   // 14: containerd.services.content.v1.ListStatusesRequest
+	(*ListStatusesResponse)(nil),  // 15: containerd.services.content.v1.ListStatusesResponse
+	(*WriteContentRequest)(nil),   // 16: containerd.services.content.v1.WriteContentRequest
+	(*WriteContentResponse)(nil),  // 17: containerd.services.content.v1.WriteContentResponse
+	(*AbortRequest)(nil),          // 18: containerd.services.content.v1.AbortRequest
 	nil,                           // 19: containerd.services.content.v1.Info.LabelsEntry
 	nil,                           // 20: containerd.services.content.v1.WriteContentRequest.LabelsEntry
 	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
@@ -1183,15 +1230,15 @@ var file_api_services_content_v1_content_proto_depIdxs = []int32{
 	21, // 0: containerd.services.content.v1.Info.created_at:type_name -> google.protobuf.Timestamp
 	21, // 1: containerd.services.content.v1.Info.updated_at:type_name -> google.protobuf.Timestamp
 	19, // 2: containerd.services.content.v1.Info.labels:type_name -> containerd.services.content.v1.Info.LabelsEntry
-	3,  // 3: containerd.services.content.v1.InfoResponse.info:type_name -> containerd.services.content.v1.Info
-	3,  // 4: containerd.services.content.v1.ListContentResponse.info:type_name -> containerd.services.content.v1.Info
-	12, // 5: containerd.services.content.v1.ListStatusesResponse.statuses:type_name -> containerd.services.content.v1.Status
-	21, // 6: containerd.services.content.v1.Status.started_at:type_name -> google.protobuf.Timestamp
-	21, // 7: containerd.services.content.v1.Status.updated_at:type_name -> google.protobuf.Timestamp
-	12, // 8: containerd.services.content.v1.StatusResponse.status:type_name -> containerd.services.content.v1.Status
-	3,  // 9: containerd.services.content.v1.UpdateRequest.info:type_name -> containerd.services.content.v1.Info
-	22, // 10: containerd.services.content.v1.UpdateRequest.update_mask:type_name -> google.protobuf.FieldMask
-	3,  // 11: containerd.services.content.v1.UpdateResponse.info:type_name -> containerd.services.content.v1.Info
+	21, // 3: containerd.services.content.v1.Status.started_at:type_name -> google.protobuf.Timestamp
+	21, // 4: containerd.services.content.v1.Status.updated_at:type_name -> google.protobuf.Timestamp
+	1,  // 5: containerd.services.content.v1.InfoResponse.info:type_name -> containerd.services.content.v1.Info
+	1,  // 6: containerd.services.content.v1.UpdateRequest.info:type_name -> containerd.services.content.v1.Info
+	22, // 7: containerd.services.content.v1.UpdateRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 8: containerd.services.content.v1.UpdateResponse.info:type_name -> containerd.services.content.v1.Info
+	1,  // 9: containerd.services.content.v1.ListContentResponse.info:type_name -> containerd.services.content.v1.Info
+	2,  // 10: containerd.services.content.v1.StatusResponse.status:type_name -> containerd.services.content.v1.Status
+	2,  // 11: containerd.services.content.v1.ListStatusesResponse.statuses:type_name -> containerd.services.content.v1.Status
 	0,  // 12: containerd.services.content.v1.WriteContentRequest.action:type_name -> containerd.services.content.v1.WriteAction
 	20, // 13: containerd.services.content.v1.WriteContentRequest.labels:type_name -> containerd.services.content.v1.WriteContentRequest.LabelsEntry
 	0,  // 14: containerd.services.content.v1.WriteContentResponse.action:type_name -> containerd.services.content.v1.WriteAction

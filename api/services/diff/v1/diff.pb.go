@@ -24,12 +24,17 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Request of Apply.
 type ApplyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Diff          *types.Descriptor      `protobuf:"bytes,1,opt,name=diff,proto3" json:"diff,omitempty"`
-	Mounts        []*types.Mount         `protobuf:"bytes,2,rep,name=mounts,proto3" json:"mounts,omitempty"`
-	Payloads      map[string]*anypb.Any  `protobuf:"bytes,3,rep,name=payloads,proto3" json:"payloads,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	SyncFs        bool                   `protobuf:"varint,4,opt,name=sync_fs,json=syncFs,proto3" json:"sync_fs,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The layer: a blob of the namespace.
+	Diff *types.Descriptor `protobuf:"bytes,1,opt,name=diff,proto3" json:"diff,omitempty"`
+	// Where to, usually of an active snapshot.
+	Mounts []*types.Mount `protobuf:"bytes,2,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	// For processors of the media type, by their id.
+	Payloads map[string]*anypb.Any `protobuf:"bytes,3,rep,name=payloads,proto3" json:"payloads,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Flush the file system before the answer.
+	SyncFs        bool `protobuf:"varint,4,opt,name=sync_fs,json=syncFs,proto3" json:"sync_fs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -92,9 +97,12 @@ func (x *ApplyRequest) GetSyncFs() bool {
 	return false
 }
 
+// Answer of Apply.
 type ApplyResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Applied       *types.Descriptor      `protobuf:"bytes,1,opt,name=applied,proto3" json:"applied,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The layer without compression: its diff id, and its size with all trailing
+	// bytes.
+	Applied       *types.Descriptor `protobuf:"bytes,1,opt,name=applied,proto3" json:"applied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -136,13 +144,21 @@ func (x *ApplyResponse) GetApplied() *types.Descriptor {
 	return nil
 }
 
+// Request of Diff.
 type DiffRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Left            []*types.Mount         `protobuf:"bytes,1,rep,name=left,proto3" json:"left,omitempty"`
-	Right           []*types.Mount         `protobuf:"bytes,2,rep,name=right,proto3" json:"right,omitempty"`
-	MediaType       string                 `protobuf:"bytes,3,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
-	Ref             string                 `protobuf:"bytes,4,opt,name=ref,proto3" json:"ref,omitempty"`
-	Labels          map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lower one.
+	Left []*types.Mount `protobuf:"bytes,1,rep,name=left,proto3" json:"left,omitempty"`
+	// The upper one.
+	Right []*types.Mount `protobuf:"bytes,2,rep,name=right,proto3" json:"right,omitempty"`
+	// Of the layer; empty is application/vnd.oci.image.layer.v1.tar+gzip.
+	MediaType string `protobuf:"bytes,3,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	// Of the ingest; random if empty. One that exists starts anew.
+	Ref string `protobuf:"bytes,4,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Of the blob.
+	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Time for what was deleted, and the latest one in the layer, so that the
+	// same files give the same bytes.
 	SourceDateEpoch *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=source_date_epoch,json=sourceDateEpoch,proto3" json:"source_date_epoch,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -220,9 +236,11 @@ func (x *DiffRequest) GetSourceDateEpoch() *timestamppb.Timestamp {
 	return nil
 }
 
+// Answer of Diff.
 type DiffResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Diff          *types.Descriptor      `protobuf:"bytes,3,opt,name=diff,proto3" json:"diff,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The layer as stored.
+	Diff          *types.Descriptor `protobuf:"bytes,3,opt,name=diff,proto3" json:"diff,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

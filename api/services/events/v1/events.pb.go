@@ -23,61 +23,20 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type ForwardRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Envelope      *types.Envelope        `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ForwardRequest) Reset() {
-	*x = ForwardRequest{}
-	mi := &file_api_services_events_v1_events_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ForwardRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ForwardRequest) ProtoMessage() {}
-
-func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_events_v1_events_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
-func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_events_v1_events_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *ForwardRequest) GetEnvelope() *types.Envelope {
-	if x != nil {
-		return x.Envelope
-	}
-	return nil
-}
-
+// Request of Publish.
 type PublishRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Topic         string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
-	Event         *anypb.Any             `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifiers with a "/" before each.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Of any type.
+	Event         *anypb.Any `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_api_services_events_v1_events_proto_msgTypes[1]
+	mi := &file_api_services_events_v1_events_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -89,7 +48,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_events_v1_events_proto_msgTypes[1]
+	mi := &file_api_services_events_v1_events_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -102,7 +61,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_events_v1_events_proto_rawDescGZIP(), []int{1}
+	return file_api_services_events_v1_events_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *PublishRequest) GetTopic() string {
@@ -119,9 +78,58 @@ func (x *PublishRequest) GetEvent() *anypb.Any {
 	return nil
 }
 
+// Request of Forward.
+type ForwardRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One without a time counts as of 1970.
+	Envelope      *types.Envelope `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardRequest) Reset() {
+	*x = ForwardRequest{}
+	mi := &file_api_services_events_v1_events_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardRequest) ProtoMessage() {}
+
+func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_events_v1_events_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
+func (*ForwardRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_events_v1_events_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ForwardRequest) GetEnvelope() *types.Envelope {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+// Request of Subscribe.
 type SubscribeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must match; none is all. Fields: namespace, topic,
+	// event.FIELD.
+	Filters       []string `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -167,12 +175,12 @@ var File_api_services_events_v1_events_proto protoreflect.FileDescriptor
 
 const file_api_services_events_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"#api/services/events/v1/events.proto\x12\x1dcontainerd.services.events.v1\x1a\x15api/types/event.proto\x1a\x19google/protobuf/any.proto\"H\n" +
-	"\x0eForwardRequest\x126\n" +
-	"\benvelope\x18\x01 \x01(\v2\x1a.containerd.types.EnvelopeR\benvelope\"R\n" +
+	"#api/services/events/v1/events.proto\x12\x1dcontainerd.services.events.v1\x1a\x15api/types/event.proto\x1a\x19google/protobuf/any.proto\"R\n" +
 	"\x0ePublishRequest\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12*\n" +
-	"\x05event\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x05event\",\n" +
+	"\x05event\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x05event\"H\n" +
+	"\x0eForwardRequest\x126\n" +
+	"\benvelope\x18\x01 \x01(\v2\x1a.containerd.types.EnvelopeR\benvelope\",\n" +
 	"\x10SubscribeRequest\x12\x18\n" +
 	"\afilters\x18\x01 \x03(\tR\afiltersB7Z5github.com/berthd/berth/api/services/events/v1;eventsb\x06proto3"
 
@@ -190,15 +198,15 @@ func file_api_services_events_v1_events_proto_rawDescGZIP() []byte {
 
 var file_api_services_events_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_api_services_events_v1_events_proto_goTypes = []any{
-	(*ForwardRequest)(nil),   // 0: containerd.services.events.v1.ForwardRequest
-	(*PublishRequest)(nil),   // 1: containerd.services.events.v1.PublishRequest
+	(*PublishRequest)(nil),   // 0: containerd.services.events.v1.PublishRequest
+	(*ForwardRequest)(nil),   // 1: containerd.services.events.v1.ForwardRequest
 	(*SubscribeRequest)(nil), // 2: containerd.services.events.v1.SubscribeRequest
-	(*types.Envelope)(nil),   // 3: containerd.types.Envelope
-	(*anypb.Any)(nil),        // 4: google.protobuf.Any
+	(*anypb.Any)(nil),        // 3: google.protobuf.Any
+	(*types.Envelope)(nil),   // 4: containerd.types.Envelope
 }
 var file_api_services_events_v1_events_proto_depIdxs = []int32{
-	3, // 0: containerd.services.events.v1.ForwardRequest.envelope:type_name -> containerd.types.Envelope
-	4, // 1: containerd.services.events.v1.PublishRequest.event:type_name -> google.protobuf.Any
+	3, // 0: containerd.services.events.v1.PublishRequest.event:type_name -> google.protobuf.Any
+	4, // 1: containerd.services.events.v1.ForwardRequest.envelope:type_name -> containerd.types.Envelope
 	2, // [2:2] is the sub-list for method output_type
 	2, // [2:2] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name

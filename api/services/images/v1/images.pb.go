@@ -24,255 +24,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type CreateImageRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Image           *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	SourceDateEpoch *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=source_date_epoch,json=sourceDateEpoch,proto3" json:"source_date_epoch,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
-}
-
-func (x *CreateImageRequest) Reset() {
-	*x = CreateImageRequest{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateImageRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateImageRequest) ProtoMessage() {}
-
-func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateImageRequest.ProtoReflect.Descriptor instead.
-func (*CreateImageRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *CreateImageRequest) GetImage() *Image {
-	if x != nil {
-		return x.Image
-	}
-	return nil
-}
-
-func (x *CreateImageRequest) GetSourceDateEpoch() *timestamppb.Timestamp {
-	if x != nil {
-		return x.SourceDateEpoch
-	}
-	return nil
-}
-
-type CreateImageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateImageResponse) Reset() {
-	*x = CreateImageResponse{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateImageResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateImageResponse) ProtoMessage() {}
-
-func (x *CreateImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateImageResponse.ProtoReflect.Descriptor instead.
-func (*CreateImageResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *CreateImageResponse) GetImage() *Image {
-	if x != nil {
-		return x.Image
-	}
-	return nil
-}
-
-type DeleteImageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Sync          bool                   `protobuf:"varint,2,opt,name=sync,proto3" json:"sync,omitempty"`
-	Target        *types.Descriptor      `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteImageRequest) Reset() {
-	*x = DeleteImageRequest{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteImageRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteImageRequest) ProtoMessage() {}
-
-func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
-func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *DeleteImageRequest) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *DeleteImageRequest) GetSync() bool {
-	if x != nil {
-		return x.Sync
-	}
-	return false
-}
-
-func (x *DeleteImageRequest) GetTarget() *types.Descriptor {
-	if x != nil {
-		return x.Target
-	}
-	return nil
-}
-
-type GetImageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetImageRequest) Reset() {
-	*x = GetImageRequest{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetImageRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetImageRequest) ProtoMessage() {}
-
-func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
-func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *GetImageRequest) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-type GetImageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetImageResponse) Reset() {
-	*x = GetImageResponse{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetImageResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetImageResponse) ProtoMessage() {}
-
-func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
-func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *GetImageResponse) GetImage() *Image {
-	if x != nil {
-		return x.Image
-	}
-	return nil
-}
-
+// Image is a name for content.
 type Image struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Target        *types.Descriptor      `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Any text; clients use a normalised reference.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// With containerd.io/gc.expire the image goes at that time.
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// A manifest or an index. Digest, size and media type are required.
+	Target *types.Descriptor `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// Set by the daemon.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -281,7 +42,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[5]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -293,7 +54,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[5]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -306,7 +67,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{5}
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Image) GetName() string {
@@ -344,29 +105,29 @@ func (x *Image) GetUpdatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-type ImageCreate struct {
+// Request of Get.
+type GetImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ImageCreate) Reset() {
-	*x = ImageCreate{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[6]
+func (x *GetImageRequest) Reset() {
+	*x = GetImageRequest{}
+	mi := &file_api_services_images_v1_images_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ImageCreate) String() string {
+func (x *GetImageRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ImageCreate) ProtoMessage() {}
+func (*GetImageRequest) ProtoMessage() {}
 
-func (x *ImageCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[6]
+func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_images_v1_images_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,131 +138,76 @@ func (x *ImageCreate) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ImageCreate.ProtoReflect.Descriptor instead.
-func (*ImageCreate) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{6}
+// Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
+func (*GetImageRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *ImageCreate) GetName() string {
+func (x *GetImageRequest) GetName() string {
 	if x != nil {
 		return x.Name
 	}
 	return ""
 }
 
-func (x *ImageCreate) GetLabels() map[string]string {
+// Answer of Get.
+type GetImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageResponse) Reset() {
+	*x = GetImageResponse{}
+	mi := &file_api_services_images_v1_images_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageResponse) ProtoMessage() {}
+
+func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_images_v1_images_proto_msgTypes[2]
 	if x != nil {
-		return x.Labels
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
+func (*GetImageResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GetImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
 	}
 	return nil
 }
 
-type ImageDelete struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ImageDelete) Reset() {
-	*x = ImageDelete{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImageDelete) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImageDelete) ProtoMessage() {}
-
-func (x *ImageDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImageDelete.ProtoReflect.Descriptor instead.
-func (*ImageDelete) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *ImageDelete) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-type ImageUpdate struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ImageUpdate) Reset() {
-	*x = ImageUpdate{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImageUpdate) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImageUpdate) ProtoMessage() {}
-
-func (x *ImageUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[8]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImageUpdate.ProtoReflect.Descriptor instead.
-func (*ImageUpdate) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *ImageUpdate) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *ImageUpdate) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
+// Request of List.
 type ListImagesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must match; none is all. Fields: name, target.digest,
+	// target.mediatype, labels.KEY, annotations.KEY (of the target).
+	Filters       []string `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[9]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +219,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[9]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +232,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{9}
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListImagesRequest) GetFilters() []string {
@@ -536,6 +242,7 @@ func (x *ListImagesRequest) GetFilters() []string {
 	return nil
 }
 
+// Answer of List.
 type ListImagesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
@@ -545,7 +252,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[10]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +264,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[10]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +277,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{10}
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -580,10 +287,114 @@ func (x *ListImagesResponse) GetImages() []*Image {
 	return nil
 }
 
+// Request of Create.
+type CreateImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Image *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Time to record instead of now.
+	SourceDateEpoch *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=source_date_epoch,json=sourceDateEpoch,proto3" json:"source_date_epoch,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *CreateImageRequest) Reset() {
+	*x = CreateImageRequest{}
+	mi := &file_api_services_images_v1_images_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateImageRequest) ProtoMessage() {}
+
+func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_images_v1_images_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateImageRequest.ProtoReflect.Descriptor instead.
+func (*CreateImageRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CreateImageRequest) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *CreateImageRequest) GetSourceDateEpoch() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SourceDateEpoch
+	}
+	return nil
+}
+
+// Answer of Create: the image as stored.
+type CreateImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateImageResponse) Reset() {
+	*x = CreateImageResponse{}
+	mi := &file_api_services_images_v1_images_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateImageResponse) ProtoMessage() {}
+
+func (x *CreateImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_images_v1_images_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateImageResponse.ProtoReflect.Descriptor instead.
+func (*CreateImageResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CreateImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+// Request of Update.
 type UpdateImageRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Image           *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	UpdateMask      *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the image; the other fields are the new values.
+	Image *Image `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// labels, labels.KEY, target, annotations, annotations.KEY (of the target).
+	// None is the whole image.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// Time to record instead of now.
 	SourceDateEpoch *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=source_date_epoch,json=sourceDateEpoch,proto3" json:"source_date_epoch,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -591,7 +402,7 @@ type UpdateImageRequest struct {
 
 func (x *UpdateImageRequest) Reset() {
 	*x = UpdateImageRequest{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[11]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +414,7 @@ func (x *UpdateImageRequest) String() string {
 func (*UpdateImageRequest) ProtoMessage() {}
 
 func (x *UpdateImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[11]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +427,7 @@ func (x *UpdateImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateImageRequest.ProtoReflect.Descriptor instead.
 func (*UpdateImageRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{11}
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UpdateImageRequest) GetImage() *Image {
@@ -640,6 +451,7 @@ func (x *UpdateImageRequest) GetSourceDateEpoch() *timestamppb.Timestamp {
 	return nil
 }
 
+// Answer of Update: the image as stored.
 type UpdateImageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
@@ -649,7 +461,7 @@ type UpdateImageResponse struct {
 
 func (x *UpdateImageResponse) Reset() {
 	*x = UpdateImageResponse{}
-	mi := &file_api_services_images_v1_images_proto_msgTypes[12]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +473,7 @@ func (x *UpdateImageResponse) String() string {
 func (*UpdateImageResponse) ProtoMessage() {}
 
 func (x *UpdateImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_images_v1_images_proto_msgTypes[12]
+	mi := &file_api_services_images_v1_images_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +486,7 @@ func (x *UpdateImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateImageResponse.ProtoReflect.Descriptor instead.
 func (*UpdateImageResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{12}
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UpdateImageResponse) GetImage() *Image {
@@ -684,24 +496,227 @@ func (x *UpdateImageResponse) GetImage() *Image {
 	return nil
 }
 
+// Request of Delete.
+type DeleteImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Answer when a collection that started later has ended.
+	Sync bool `protobuf:"varint,2,opt,name=sync,proto3" json:"sync,omitempty"`
+	// If set, delete only an image that still has this digest; otherwise
+	// NotFound.
+	Target        *types.Descriptor `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteImageRequest) Reset() {
+	*x = DeleteImageRequest{}
+	mi := &file_api_services_images_v1_images_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageRequest) ProtoMessage() {}
+
+func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_images_v1_images_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
+func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DeleteImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteImageRequest) GetSync() bool {
+	if x != nil {
+		return x.Sync
+	}
+	return false
+}
+
+func (x *DeleteImageRequest) GetTarget() *types.Descriptor {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+// Topic /images/create: an image was stored.
+type ImageCreate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageCreate) Reset() {
+	*x = ImageCreate{}
+	mi := &file_api_services_images_v1_images_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageCreate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageCreate) ProtoMessage() {}
+
+func (x *ImageCreate) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_images_v1_images_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageCreate.ProtoReflect.Descriptor instead.
+func (*ImageCreate) Descriptor() ([]byte, []int) {
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ImageCreate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageCreate) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+// Topic /images/update: fields of an image were replaced.
+type ImageUpdate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageUpdate) Reset() {
+	*x = ImageUpdate{}
+	mi := &file_api_services_images_v1_images_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageUpdate) ProtoMessage() {}
+
+func (x *ImageUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_images_v1_images_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageUpdate.ProtoReflect.Descriptor instead.
+func (*ImageUpdate) Descriptor() ([]byte, []int) {
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ImageUpdate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageUpdate) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+// Topic /images/delete: an image was removed, by a client or because it had
+// expired.
+type ImageDelete struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageDelete) Reset() {
+	*x = ImageDelete{}
+	mi := &file_api_services_images_v1_images_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageDelete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageDelete) ProtoMessage() {}
+
+func (x *ImageDelete) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_images_v1_images_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageDelete.ProtoReflect.Descriptor instead.
+func (*ImageDelete) Descriptor() ([]byte, []int) {
+	return file_api_services_images_v1_images_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ImageDelete) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 var File_api_services_images_v1_images_proto protoreflect.FileDescriptor
 
 const file_api_services_images_v1_images_proto_rawDesc = "" +
 	"\n" +
-	"#api/services/images/v1/images.proto\x12\x1dcontainerd.services.images.v1\x1a\x1aapi/types/descriptor.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x01\n" +
-	"\x12CreateImageRequest\x12:\n" +
-	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05image\x12F\n" +
-	"\x11source_date_epoch\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0fsourceDateEpoch\"Q\n" +
-	"\x13CreateImageResponse\x12:\n" +
-	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05image\"r\n" +
-	"\x12DeleteImageRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04sync\x18\x02 \x01(\bR\x04sync\x124\n" +
-	"\x06target\x18\x03 \x01(\v2\x1c.containerd.types.DescriptorR\x06target\"%\n" +
-	"\x0fGetImageRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"N\n" +
-	"\x10GetImageResponse\x12:\n" +
-	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05image\"\xde\x02\n" +
+	"#api/services/images/v1/images.proto\x12\x1dcontainerd.services.images.v1\x1a\x1aapi/types/descriptor.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x02\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12H\n" +
 	"\x06labels\x18\x02 \x03(\v20.containerd.services.images.v1.Image.LabelsEntryR\x06labels\x124\n" +
@@ -712,32 +727,45 @@ const file_api_services_images_v1_images_proto_rawDesc = "" +
 	"updated_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\a\"\xac\x01\n" +
-	"\vImageCreate\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12N\n" +
-	"\x06labels\x18\x02 \x03(\v26.containerd.services.images.v1.ImageCreate.LabelsEntryR\x06labels\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"!\n" +
-	"\vImageDelete\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xac\x01\n" +
-	"\vImageUpdate\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12N\n" +
-	"\x06labels\x18\x02 \x03(\v26.containerd.services.images.v1.ImageUpdate.LabelsEntryR\x06labels\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"-\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\a\"%\n" +
+	"\x0fGetImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"N\n" +
+	"\x10GetImageResponse\x12:\n" +
+	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05image\"-\n" +
 	"\x11ListImagesRequest\x12\x18\n" +
 	"\afilters\x18\x01 \x03(\tR\afilters\"R\n" +
 	"\x12ListImagesResponse\x12<\n" +
-	"\x06images\x18\x01 \x03(\v2$.containerd.services.images.v1.ImageR\x06images\"\xd5\x01\n" +
+	"\x06images\x18\x01 \x03(\v2$.containerd.services.images.v1.ImageR\x06images\"\x98\x01\n" +
+	"\x12CreateImageRequest\x12:\n" +
+	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05image\x12F\n" +
+	"\x11source_date_epoch\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0fsourceDateEpoch\"Q\n" +
+	"\x13CreateImageResponse\x12:\n" +
+	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05image\"\xd5\x01\n" +
 	"\x12UpdateImageRequest\x12:\n" +
 	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05image\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\x12F\n" +
 	"\x11source_date_epoch\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fsourceDateEpoch\"Q\n" +
 	"\x13UpdateImageResponse\x12:\n" +
-	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05imageB7Z5github.com/berthd/berth/api/services/images/v1;imagesb\x06proto3"
+	"\x05image\x18\x01 \x01(\v2$.containerd.services.images.v1.ImageR\x05image\"r\n" +
+	"\x12DeleteImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04sync\x18\x02 \x01(\bR\x04sync\x124\n" +
+	"\x06target\x18\x03 \x01(\v2\x1c.containerd.types.DescriptorR\x06target\"\xac\x01\n" +
+	"\vImageCreate\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12N\n" +
+	"\x06labels\x18\x02 \x03(\v26.containerd.services.images.v1.ImageCreate.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +
+	"\vImageUpdate\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12N\n" +
+	"\x06labels\x18\x02 \x03(\v26.containerd.services.images.v1.ImageUpdate.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"!\n" +
+	"\vImageDelete\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04nameB7Z5github.com/berthd/berth/api/services/images/v1;imagesb\x06proto3"
 
 var (
 	file_api_services_images_v1_images_proto_rawDescOnce sync.Once
@@ -753,43 +781,43 @@ func file_api_services_images_v1_images_proto_rawDescGZIP() []byte {
 
 var file_api_services_images_v1_images_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_api_services_images_v1_images_proto_goTypes = []any{
-	(*CreateImageRequest)(nil),    // 0: containerd.services.images.v1.CreateImageRequest
-	(*CreateImageResponse)(nil),   // 1: containerd.services.images.v1.CreateImageResponse
-	(*DeleteImageRequest)(nil),    // 2: containerd.services.images.v1.DeleteImageRequest
-	(*GetImageRequest)(nil),       // 3: containerd.services.images.v1.GetImageRequest
-	(*GetImageResponse)(nil),      // 4: containerd.services.images.v1.GetImageResponse
-	(*Image)(nil),                 // 5: containerd.services.images.v1.Image
-	(*ImageCreate)(nil),           // 6: containerd.services.images.v1.ImageCreate
-	(*ImageDelete)(nil),           // 7: containerd.services.images.v1.ImageDelete
-	(*ImageUpdate)(nil),           // 8: containerd.services.images.v1.ImageUpdate
-	(*ListImagesRequest)(nil),     // 9: containerd.services.images.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 10: containerd.services.images.v1.ListImagesResponse
-	(*UpdateImageRequest)(nil),    // 11: containerd.services.images.v1.UpdateImageRequest
-	(*UpdateImageResponse)(nil),   // 12: containerd.services.images.v1.UpdateImageResponse
+	(*Image)(nil),                 // 0: containerd.services.images.v1.Image
+	(*GetImageRequest)(nil),       // 1: containerd.services.images.v1.GetImageRequest
+	(*GetImageResponse)(nil),      // 2: containerd.services.images.v1.GetImageResponse
+	(*ListImagesRequest)(nil),     // 3: containerd.services.images.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 4: containerd.services.images.v1.ListImagesResponse
+	(*CreateImageRequest)(nil),    // 5: containerd.services.images.v1.CreateImageRequest
+	(*CreateImageResponse)(nil),   // 6: containerd.services.images.v1.CreateImageResponse
+	(*UpdateImageRequest)(nil),    // 7: containerd.services.images.v1.UpdateImageRequest
+	(*UpdateImageResponse)(nil),   // 8: containerd.services.images.v1.UpdateImageResponse
+	(*DeleteImageRequest)(nil),    // 9: containerd.services.images.v1.DeleteImageRequest
+	(*ImageCreate)(nil),           // 10: containerd.services.images.v1.ImageCreate
+	(*ImageUpdate)(nil),           // 11: containerd.services.images.v1.ImageUpdate
+	(*ImageDelete)(nil),           // 12: containerd.services.images.v1.ImageDelete
 	nil,                           // 13: containerd.services.images.v1.Image.LabelsEntry
 	nil,                           // 14: containerd.services.images.v1.ImageCreate.LabelsEntry
 	nil,                           // 15: containerd.services.images.v1.ImageUpdate.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*types.Descriptor)(nil),      // 17: containerd.types.Descriptor
+	(*types.Descriptor)(nil),      // 16: containerd.types.Descriptor
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 	(*fieldmaskpb.FieldMask)(nil), // 18: google.protobuf.FieldMask
 }
 var file_api_services_images_v1_images_proto_depIdxs = []int32{
-	5,  // 0: containerd.services.images.v1.CreateImageRequest.image:type_name -> containerd.services.images.v1.Image
-	16, // 1: containerd.services.images.v1.CreateImageRequest.source_date_epoch:type_name -> google.protobuf.Timestamp
-	5,  // 2: containerd.services.images.v1.CreateImageResponse.image:type_name -> containerd.services.images.v1.Image
-	17, // 3: containerd.services.images.v1.DeleteImageRequest.target:type_name -> containerd.types.Descriptor
-	5,  // 4: containerd.services.images.v1.GetImageResponse.image:type_name -> containerd.services.images.v1.Image
-	13, // 5: containerd.services.images.v1.Image.labels:type_name -> containerd.services.images.v1.Image.LabelsEntry
-	17, // 6: containerd.services.images.v1.Image.target:type_name -> containerd.types.Descriptor
-	16, // 7: containerd.services.images.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	16, // 8: containerd.services.images.v1.Image.updated_at:type_name -> google.protobuf.Timestamp
-	14, // 9: containerd.services.images.v1.ImageCreate.labels:type_name -> containerd.services.images.v1.ImageCreate.LabelsEntry
-	15, // 10: containerd.services.images.v1.ImageUpdate.labels:type_name -> containerd.services.images.v1.ImageUpdate.LabelsEntry
-	5,  // 11: containerd.services.images.v1.ListImagesResponse.images:type_name -> containerd.services.images.v1.Image
-	5,  // 12: containerd.services.images.v1.UpdateImageRequest.image:type_name -> containerd.services.images.v1.Image
-	18, // 13: containerd.services.images.v1.UpdateImageRequest.update_mask:type_name -> google.protobuf.FieldMask
-	16, // 14: containerd.services.images.v1.UpdateImageRequest.source_date_epoch:type_name -> google.protobuf.Timestamp
-	5,  // 15: containerd.services.images.v1.UpdateImageResponse.image:type_name -> containerd.services.images.v1.Image
+	13, // 0: containerd.services.images.v1.Image.labels:type_name -> containerd.services.images.v1.Image.LabelsEntry
+	16, // 1: containerd.services.images.v1.Image.target:type_name -> containerd.types.Descriptor
+	17, // 2: containerd.services.images.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	17, // 3: containerd.services.images.v1.Image.updated_at:type_name -> google.protobuf.Timestamp
+	0,  // 4: containerd.services.images.v1.GetImageResponse.image:type_name -> containerd.services.images.v1.Image
+	0,  // 5: containerd.services.images.v1.ListImagesResponse.images:type_name -> containerd.services.images.v1.Image
+	0,  // 6: containerd.services.images.v1.CreateImageRequest.image:type_name -> containerd.services.images.v1.Image
+	17, // 7: containerd.services.images.v1.CreateImageRequest.source_date_epoch:type_name -> google.protobuf.Timestamp
+	0,  // 8: containerd.services.images.v1.CreateImageResponse.image:type_name -> containerd.services.images.v1.Image
+	0,  // 9: containerd.services.images.v1.UpdateImageRequest.image:type_name -> containerd.services.images.v1.Image
+	18, // 10: containerd.services.images.v1.UpdateImageRequest.update_mask:type_name -> google.protobuf.FieldMask
+	17, // 11: containerd.services.images.v1.UpdateImageRequest.source_date_epoch:type_name -> google.protobuf.Timestamp
+	0,  // 12: containerd.services.images.v1.UpdateImageResponse.image:type_name -> containerd.services.images.v1.Image
+	16, // 13: containerd.services.images.v1.DeleteImageRequest.target:type_name -> containerd.types.Descriptor
+	14, // 14: containerd.services.images.v1.ImageCreate.labels:type_name -> containerd.services.images.v1.ImageCreate.LabelsEntry
+	15, // 15: containerd.services.images.v1.ImageUpdate.labels:type_name -> containerd.services.images.v1.ImageUpdate.LabelsEntry
 	16, // [16:16] is the sub-list for method output_type
 	16, // [16:16] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name

@@ -25,82 +25,31 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type DeprecationWarning struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Message        string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	LastOccurrence *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_occurrence,json=lastOccurrence,proto3" json:"last_occurrence,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *DeprecationWarning) Reset() {
-	*x = DeprecationWarning{}
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeprecationWarning) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeprecationWarning) ProtoMessage() {}
-
-func (x *DeprecationWarning) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeprecationWarning.ProtoReflect.Descriptor instead.
-func (*DeprecationWarning) Descriptor() ([]byte, []int) {
-	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *DeprecationWarning) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *DeprecationWarning) GetMessage() string {
-	if x != nil {
-		return x.Message
-	}
-	return ""
-}
-
-func (x *DeprecationWarning) GetLastOccurrence() *timestamppb.Timestamp {
-	if x != nil {
-		return x.LastOccurrence
-	}
-	return nil
-}
-
+// Plugin is one part of the daemon. Clients look for snapshotters, runtimes and
+// their platforms here.
 type Plugin struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	Requires      []string               `protobuf:"bytes,3,rep,name=requires,proto3" json:"requires,omitempty"`
-	Platforms     []*types.Platform      `protobuf:"bytes,4,rep,name=platforms,proto3" json:"platforms,omitempty"`
-	Exports       map[string]string      `protobuf:"bytes,5,rep,name=exports,proto3" json:"exports,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Capabilities  []string               `protobuf:"bytes,6,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	InitErr       *status.Status         `protobuf:"bytes,7,opt,name=init_err,json=initErr,proto3" json:"init_err,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as io.containerd.snapshotter.v1.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Unique within its type.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Types of the parts it builds on.
+	Requires []string `protobuf:"bytes,3,rep,name=requires,proto3" json:"requires,omitempty"`
+	// For which it runs or unpacks.
+	Platforms []*types.Platform `protobuf:"bytes,4,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	// Facts for clients, such as root, the directory it keeps things in.
+	Exports map[string]string `protobuf:"bytes,5,rep,name=exports,proto3" json:"exports,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What it can do, in words that depend on the type.
+	Capabilities []string `protobuf:"bytes,6,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// Why it failed to load; absent if it did not.
+	InitErr       *status.Status `protobuf:"bytes,7,opt,name=init_err,json=initErr,proto3" json:"init_err,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Plugin) Reset() {
 	*x = Plugin{}
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[1]
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -112,7 +61,7 @@ func (x *Plugin) String() string {
 func (*Plugin) ProtoMessage() {}
 
 func (x *Plugin) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[1]
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -125,7 +74,7 @@ func (x *Plugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
 func (*Plugin) Descriptor() ([]byte, []int) {
-	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{1}
+	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Plugin) GetType() string {
@@ -177,30 +126,31 @@ func (x *Plugin) GetInitErr() *status.Status {
 	return nil
 }
 
-type PluginInfoRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	Options       *anypb.Any             `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+// DeprecationWarning says that someone uses what is going to leave.
+type DeprecationWarning struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Message        string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	LastOccurrence *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_occurrence,json=lastOccurrence,proto3" json:"last_occurrence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
-func (x *PluginInfoRequest) Reset() {
-	*x = PluginInfoRequest{}
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[2]
+func (x *DeprecationWarning) Reset() {
+	*x = DeprecationWarning{}
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *PluginInfoRequest) String() string {
+func (x *DeprecationWarning) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*PluginInfoRequest) ProtoMessage() {}
+func (*DeprecationWarning) ProtoMessage() {}
 
-func (x *PluginInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[2]
+func (x *DeprecationWarning) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -211,94 +161,44 @@ func (x *PluginInfoRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use PluginInfoRequest.ProtoReflect.Descriptor instead.
-func (*PluginInfoRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{2}
+// Deprecated: Use DeprecationWarning.ProtoReflect.Descriptor instead.
+func (*DeprecationWarning) Descriptor() ([]byte, []int) {
+	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *PluginInfoRequest) GetType() string {
-	if x != nil {
-		return x.Type
-	}
-	return ""
-}
-
-func (x *PluginInfoRequest) GetId() string {
+func (x *DeprecationWarning) GetId() string {
 	if x != nil {
 		return x.Id
 	}
 	return ""
 }
 
-func (x *PluginInfoRequest) GetOptions() *anypb.Any {
+func (x *DeprecationWarning) GetMessage() string {
 	if x != nil {
-		return x.Options
+		return x.Message
+	}
+	return ""
+}
+
+func (x *DeprecationWarning) GetLastOccurrence() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastOccurrence
 	}
 	return nil
 }
 
-type PluginInfoResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Plugin        *Plugin                `protobuf:"bytes,1,opt,name=plugin,proto3" json:"plugin,omitempty"`
-	Extra         *anypb.Any             `protobuf:"bytes,2,opt,name=extra,proto3" json:"extra,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PluginInfoResponse) Reset() {
-	*x = PluginInfoResponse{}
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PluginInfoResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PluginInfoResponse) ProtoMessage() {}
-
-func (x *PluginInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PluginInfoResponse.ProtoReflect.Descriptor instead.
-func (*PluginInfoResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *PluginInfoResponse) GetPlugin() *Plugin {
-	if x != nil {
-		return x.Plugin
-	}
-	return nil
-}
-
-func (x *PluginInfoResponse) GetExtra() *anypb.Any {
-	if x != nil {
-		return x.Extra
-	}
-	return nil
-}
-
+// Request of Plugins.
 type PluginsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must match; none is all. Fields: type, id.
+	Filters       []string `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PluginsRequest) Reset() {
 	*x = PluginsRequest{}
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[4]
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +210,7 @@ func (x *PluginsRequest) String() string {
 func (*PluginsRequest) ProtoMessage() {}
 
 func (x *PluginsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[4]
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +223,7 @@ func (x *PluginsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PluginsRequest.ProtoReflect.Descriptor instead.
 func (*PluginsRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{4}
+	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *PluginsRequest) GetFilters() []string {
@@ -333,6 +233,7 @@ func (x *PluginsRequest) GetFilters() []string {
 	return nil
 }
 
+// Answer of Plugins.
 type PluginsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Plugins       []*Plugin              `protobuf:"bytes,1,rep,name=plugins,proto3" json:"plugins,omitempty"`
@@ -342,7 +243,7 @@ type PluginsResponse struct {
 
 func (x *PluginsResponse) Reset() {
 	*x = PluginsResponse{}
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[5]
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +255,7 @@ func (x *PluginsResponse) String() string {
 func (*PluginsResponse) ProtoMessage() {}
 
 func (x *PluginsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[5]
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +268,7 @@ func (x *PluginsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PluginsResponse.ProtoReflect.Descriptor instead.
 func (*PluginsResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{5}
+	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PluginsResponse) GetPlugins() []*Plugin {
@@ -377,19 +278,22 @@ func (x *PluginsResponse) GetPlugins() []*Plugin {
 	return nil
 }
 
+// Answer of Server.
 type ServerResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Pid           uint64                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	Pidns         uint64                 `protobuf:"varint,3,opt,name=pidns,proto3" json:"pidns,omitempty"`
-	Deprecations  []*DeprecationWarning  `protobuf:"bytes,4,rep,name=deprecations,proto3" json:"deprecations,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the daemon's root directory, for ever the same.
+	Uuid string `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Pid  uint64 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Inode of the daemon's pid namespace.
+	Pidns         uint64                `protobuf:"varint,3,opt,name=pidns,proto3" json:"pidns,omitempty"`
+	Deprecations  []*DeprecationWarning `protobuf:"bytes,4,rep,name=deprecations,proto3" json:"deprecations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerResponse) Reset() {
 	*x = ServerResponse{}
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[6]
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +305,7 @@ func (x *ServerResponse) String() string {
 func (*ServerResponse) ProtoMessage() {}
 
 func (x *ServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[6]
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +318,7 @@ func (x *ServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerResponse.ProtoReflect.Descriptor instead.
 func (*ServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{6}
+	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ServerResponse) GetUuid() string {
@@ -445,15 +349,128 @@ func (x *ServerResponse) GetDeprecations() []*DeprecationWarning {
 	return nil
 }
 
+// Request of PluginInfo.
+type PluginInfoRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	Id    string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// What to ask, of a type that the plugin knows. The task runtime takes
+	// containerd.types.RuntimeRequest.
+	Options       *anypb.Any `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PluginInfoRequest) Reset() {
+	*x = PluginInfoRequest{}
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PluginInfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PluginInfoRequest) ProtoMessage() {}
+
+func (x *PluginInfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PluginInfoRequest.ProtoReflect.Descriptor instead.
+func (*PluginInfoRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PluginInfoRequest) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *PluginInfoRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PluginInfoRequest) GetOptions() *anypb.Any {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// Answer of PluginInfo.
+type PluginInfoResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Plugin *Plugin                `protobuf:"bytes,1,opt,name=plugin,proto3" json:"plugin,omitempty"`
+	// What it tells. The task runtime gives containerd.types.RuntimeInfo.
+	Extra         *anypb.Any `protobuf:"bytes,2,opt,name=extra,proto3" json:"extra,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PluginInfoResponse) Reset() {
+	*x = PluginInfoResponse{}
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PluginInfoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PluginInfoResponse) ProtoMessage() {}
+
+func (x *PluginInfoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_introspection_v1_introspection_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PluginInfoResponse.ProtoReflect.Descriptor instead.
+func (*PluginInfoResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_introspection_v1_introspection_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PluginInfoResponse) GetPlugin() *Plugin {
+	if x != nil {
+		return x.Plugin
+	}
+	return nil
+}
+
+func (x *PluginInfoResponse) GetExtra() *anypb.Any {
+	if x != nil {
+		return x.Extra
+	}
+	return nil
+}
+
 var File_api_services_introspection_v1_introspection_proto protoreflect.FileDescriptor
 
 const file_api_services_introspection_v1_introspection_proto_rawDesc = "" +
 	"\n" +
-	"1api/services/introspection/v1/introspection.proto\x12$containerd.services.introspection.v1\x1a\x18api/types/platform.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x83\x01\n" +
-	"\x12DeprecationWarning\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\x12C\n" +
-	"\x0flast_occurrence\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastOccurrence\"\xe6\x02\n" +
+	"1api/services/introspection/v1/introspection.proto\x12$containerd.services.introspection.v1\x1a\x18api/types/platform.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xe6\x02\n" +
 	"\x06Plugin\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
@@ -464,14 +481,11 @@ const file_api_services_introspection_v1_introspection_proto_rawDesc = "" +
 	"\binit_err\x18\a \x01(\v2\x12.google.rpc.StatusR\ainitErr\x1a:\n" +
 	"\fExportsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"g\n" +
-	"\x11PluginInfoRequest\x12\x12\n" +
-	"\x04type\x18\x01 \x01(\tR\x04type\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\x12.\n" +
-	"\aoptions\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\aoptions\"\x86\x01\n" +
-	"\x12PluginInfoResponse\x12D\n" +
-	"\x06plugin\x18\x01 \x01(\v2,.containerd.services.introspection.v1.PluginR\x06plugin\x12*\n" +
-	"\x05extra\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x05extra\"*\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
+	"\x12DeprecationWarning\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12C\n" +
+	"\x0flast_occurrence\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastOccurrence\"*\n" +
 	"\x0ePluginsRequest\x12\x18\n" +
 	"\afilters\x18\x01 \x03(\tR\afilters\"Y\n" +
 	"\x0fPluginsResponse\x12F\n" +
@@ -480,7 +494,14 @@ const file_api_services_introspection_v1_introspection_proto_rawDesc = "" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x04R\x03pid\x12\x14\n" +
 	"\x05pidns\x18\x03 \x01(\x04R\x05pidns\x12\\\n" +
-	"\fdeprecations\x18\x04 \x03(\v28.containerd.services.introspection.v1.DeprecationWarningR\fdeprecationsBEZCgithub.com/berthd/berth/api/services/introspection/v1;introspectionb\x06proto3"
+	"\fdeprecations\x18\x04 \x03(\v28.containerd.services.introspection.v1.DeprecationWarningR\fdeprecations\"g\n" +
+	"\x11PluginInfoRequest\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12.\n" +
+	"\aoptions\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\aoptions\"\x86\x01\n" +
+	"\x12PluginInfoResponse\x12D\n" +
+	"\x06plugin\x18\x01 \x01(\v2,.containerd.services.introspection.v1.PluginR\x06plugin\x12*\n" +
+	"\x05extra\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x05extraBEZCgithub.com/berthd/berth/api/services/introspection/v1;introspectionb\x06proto3"
 
 var (
 	file_api_services_introspection_v1_introspection_proto_rawDescOnce sync.Once
@@ -496,29 +517,29 @@ func file_api_services_introspection_v1_introspection_proto_rawDescGZIP() []byte
 
 var file_api_services_introspection_v1_introspection_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_api_services_introspection_v1_introspection_proto_goTypes = []any{
-	(*DeprecationWarning)(nil),    // 0: containerd.services.introspection.v1.DeprecationWarning
-	(*Plugin)(nil),                // 1: containerd.services.introspection.v1.Plugin
-	(*PluginInfoRequest)(nil),     // 2: containerd.services.introspection.v1.PluginInfoRequest
-	(*PluginInfoResponse)(nil),    // 3: containerd.services.introspection.v1.PluginInfoResponse
-	(*PluginsRequest)(nil),        // 4: containerd.services.introspection.v1.PluginsRequest
-	(*PluginsResponse)(nil),       // 5: containerd.services.introspection.v1.PluginsResponse
-	(*ServerResponse)(nil),        // 6: containerd.services.introspection.v1.ServerResponse
+	(*Plugin)(nil),                // 0: containerd.services.introspection.v1.Plugin
+	(*DeprecationWarning)(nil),    // 1: containerd.services.introspection.v1.DeprecationWarning
+	(*PluginsRequest)(nil),        // 2: containerd.services.introspection.v1.PluginsRequest
+	(*PluginsResponse)(nil),       // 3: containerd.services.introspection.v1.PluginsResponse
+	(*ServerResponse)(nil),        // 4: containerd.services.introspection.v1.ServerResponse
+	(*PluginInfoRequest)(nil),     // 5: containerd.services.introspection.v1.PluginInfoRequest
+	(*PluginInfoResponse)(nil),    // 6: containerd.services.introspection.v1.PluginInfoResponse
 	nil,                           // 7: containerd.services.introspection.v1.Plugin.ExportsEntry
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*types.Platform)(nil),        // 9: containerd.types.Platform
-	(*status.Status)(nil),         // 10: google.rpc.Status
+	(*types.Platform)(nil),        // 8: containerd.types.Platform
+	(*status.Status)(nil),         // 9: google.rpc.Status
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
 	(*anypb.Any)(nil),             // 11: google.protobuf.Any
 }
 var file_api_services_introspection_v1_introspection_proto_depIdxs = []int32{
-	8,  // 0: containerd.services.introspection.v1.DeprecationWarning.last_occurrence:type_name -> google.protobuf.Timestamp
-	9,  // 1: containerd.services.introspection.v1.Plugin.platforms:type_name -> containerd.types.Platform
-	7,  // 2: containerd.services.introspection.v1.Plugin.exports:type_name -> containerd.services.introspection.v1.Plugin.ExportsEntry
-	10, // 3: containerd.services.introspection.v1.Plugin.init_err:type_name -> google.rpc.Status
-	11, // 4: containerd.services.introspection.v1.PluginInfoRequest.options:type_name -> google.protobuf.Any
-	1,  // 5: containerd.services.introspection.v1.PluginInfoResponse.plugin:type_name -> containerd.services.introspection.v1.Plugin
-	11, // 6: containerd.services.introspection.v1.PluginInfoResponse.extra:type_name -> google.protobuf.Any
-	1,  // 7: containerd.services.introspection.v1.PluginsResponse.plugins:type_name -> containerd.services.introspection.v1.Plugin
-	0,  // 8: containerd.services.introspection.v1.ServerResponse.deprecations:type_name -> containerd.services.introspection.v1.DeprecationWarning
+	8,  // 0: containerd.services.introspection.v1.Plugin.platforms:type_name -> containerd.types.Platform
+	7,  // 1: containerd.services.introspection.v1.Plugin.exports:type_name -> containerd.services.introspection.v1.Plugin.ExportsEntry
+	9,  // 2: containerd.services.introspection.v1.Plugin.init_err:type_name -> google.rpc.Status
+	10, // 3: containerd.services.introspection.v1.DeprecationWarning.last_occurrence:type_name -> google.protobuf.Timestamp
+	0,  // 4: containerd.services.introspection.v1.PluginsResponse.plugins:type_name -> containerd.services.introspection.v1.Plugin
+	1,  // 5: containerd.services.introspection.v1.ServerResponse.deprecations:type_name -> containerd.services.introspection.v1.DeprecationWarning
+	11, // 6: containerd.services.introspection.v1.PluginInfoRequest.options:type_name -> google.protobuf.Any
+	0,  // 7: containerd.services.introspection.v1.PluginInfoResponse.plugin:type_name -> containerd.services.introspection.v1.Plugin
+	11, // 8: containerd.services.introspection.v1.PluginInfoResponse.extra:type_name -> google.protobuf.Any
 	9,  // [9:9] is the sub-list for method output_type
 	9,  // [9:9] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name

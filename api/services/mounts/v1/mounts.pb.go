@@ -23,12 +23,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Request of Activate.
 type ActivateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Mounts        []*types.Mount         `protobuf:"bytes,2,rep,name=mounts,proto3" json:"mounts,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Temporary     bool                   `protobuf:"varint,4,opt,name=temporary,proto3" json:"temporary,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the activation, unique within the namespace.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// In the order in which they lie over one another.
+	Mounts []*types.Mount    `protobuf:"bytes,2,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The mounts may go when nobody uses them.
+	Temporary     bool `protobuf:"varint,4,opt,name=temporary,proto3" json:"temporary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -91,6 +95,7 @@ func (x *ActivateRequest) GetTemporary() bool {
 	return false
 }
 
+// Answer of Activate.
 type ActivateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Info          *types.ActivationInfo  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
@@ -135,6 +140,7 @@ func (x *ActivateResponse) GetInfo() *types.ActivationInfo {
 	return nil
 }
 
+// Request of Deactivate.
 type DeactivateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -179,6 +185,7 @@ func (x *DeactivateRequest) GetName() string {
 	return ""
 }
 
+// Request of Info.
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -223,6 +230,7 @@ func (x *InfoRequest) GetName() string {
 	return ""
 }
 
+// Answer of Info.
 type InfoResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Info          *types.ActivationInfo  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
@@ -267,96 +275,10 @@ func (x *InfoResponse) GetInfo() *types.ActivationInfo {
 	return nil
 }
 
-type ListMessage struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Info          *types.ActivationInfo  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListMessage) Reset() {
-	*x = ListMessage{}
-	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListMessage) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListMessage) ProtoMessage() {}
-
-func (x *ListMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListMessage.ProtoReflect.Descriptor instead.
-func (*ListMessage) Descriptor() ([]byte, []int) {
-	return file_api_services_mounts_v1_mounts_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *ListMessage) GetInfo() *types.ActivationInfo {
-	if x != nil {
-		return x.Info
-	}
-	return nil
-}
-
-type ListRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListRequest) Reset() {
-	*x = ListRequest{}
-	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListRequest) ProtoMessage() {}
-
-func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
-func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_mounts_v1_mounts_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *ListRequest) GetFilters() []string {
-	if x != nil {
-		return x.Filters
-	}
-	return nil
-}
-
+// Request of Update.
 type UpdateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the activation; only labels are used.
 	Info          *types.ActivationInfo  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -365,7 +287,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[7]
+	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -377,7 +299,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[7]
+	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -390,7 +312,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_mounts_v1_mounts_proto_rawDescGZIP(), []int{7}
+	return file_api_services_mounts_v1_mounts_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *UpdateRequest) GetInfo() *types.ActivationInfo {
@@ -407,6 +329,7 @@ func (x *UpdateRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// Answer of Update.
 type UpdateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Info          *types.ActivationInfo  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
@@ -416,7 +339,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[8]
+	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +351,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[8]
+	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,10 +364,100 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_mounts_v1_mounts_proto_rawDescGZIP(), []int{8}
+	return file_api_services_mounts_v1_mounts_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UpdateResponse) GetInfo() *types.ActivationInfo {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+// Request of List.
+type ListRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequest) Reset() {
+	*x = ListRequest{}
+	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequest) ProtoMessage() {}
+
+func (x *ListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
+func (*ListRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_mounts_v1_mounts_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListRequest) GetFilters() []string {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+// One message of List.
+type ListMessage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Info          *types.ActivationInfo  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMessage) Reset() {
+	*x = ListMessage{}
+	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMessage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMessage) ProtoMessage() {}
+
+func (x *ListMessage) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_mounts_v1_mounts_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMessage.ProtoReflect.Descriptor instead.
+func (*ListMessage) Descriptor() ([]byte, []int) {
+	return file_api_services_mounts_v1_mounts_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListMessage) GetInfo() *types.ActivationInfo {
 	if x != nil {
 		return x.Info
 	}
@@ -471,16 +484,16 @@ const file_api_services_mounts_v1_mounts_proto_rawDesc = "" +
 	"\vInfoRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"D\n" +
 	"\fInfoResponse\x124\n" +
-	"\x04info\x18\x01 \x01(\v2 .containerd.types.ActivationInfoR\x04info\"C\n" +
-	"\vListMessage\x124\n" +
-	"\x04info\x18\x01 \x01(\v2 .containerd.types.ActivationInfoR\x04info\"'\n" +
-	"\vListRequest\x12\x18\n" +
-	"\afilters\x18\x01 \x03(\tR\afilters\"\x82\x01\n" +
+	"\x04info\x18\x01 \x01(\v2 .containerd.types.ActivationInfoR\x04info\"\x82\x01\n" +
 	"\rUpdateRequest\x124\n" +
 	"\x04info\x18\x01 \x01(\v2 .containerd.types.ActivationInfoR\x04info\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\"F\n" +
 	"\x0eUpdateResponse\x124\n" +
+	"\x04info\x18\x01 \x01(\v2 .containerd.types.ActivationInfoR\x04info\"'\n" +
+	"\vListRequest\x12\x18\n" +
+	"\afilters\x18\x01 \x03(\tR\afilters\"C\n" +
+	"\vListMessage\x124\n" +
 	"\x04info\x18\x01 \x01(\v2 .containerd.types.ActivationInfoR\x04infoB7Z5github.com/berthd/berth/api/services/mounts/v1;mountsb\x06proto3"
 
 var (
@@ -502,10 +515,10 @@ var file_api_services_mounts_v1_mounts_proto_goTypes = []any{
 	(*DeactivateRequest)(nil),     // 2: containerd.services.mounts.v1.DeactivateRequest
 	(*InfoRequest)(nil),           // 3: containerd.services.mounts.v1.InfoRequest
 	(*InfoResponse)(nil),          // 4: containerd.services.mounts.v1.InfoResponse
-	(*ListMessage)(nil),           // 5: containerd.services.mounts.v1.ListMessage
-	(*ListRequest)(nil),           // 6: containerd.services.mounts.v1.ListRequest
-	(*UpdateRequest)(nil),         // 7: containerd.services.mounts.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 8: containerd.services.mounts.v1.UpdateResponse
+	(*UpdateRequest)(nil),         // 5: containerd.services.mounts.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 6: containerd.services.mounts.v1.UpdateResponse
+	(*ListRequest)(nil),           // 7: containerd.services.mounts.v1.ListRequest
+	(*ListMessage)(nil),           // 8: containerd.services.mounts.v1.ListMessage
 	nil,                           // 9: containerd.services.mounts.v1.ActivateRequest.LabelsEntry
 	(*types.Mount)(nil),           // 10: containerd.types.Mount
 	(*types.ActivationInfo)(nil),  // 11: containerd.types.ActivationInfo
@@ -516,10 +529,10 @@ var file_api_services_mounts_v1_mounts_proto_depIdxs = []int32{
 	9,  // 1: containerd.services.mounts.v1.ActivateRequest.labels:type_name -> containerd.services.mounts.v1.ActivateRequest.LabelsEntry
 	11, // 2: containerd.services.mounts.v1.ActivateResponse.info:type_name -> containerd.types.ActivationInfo
 	11, // 3: containerd.services.mounts.v1.InfoResponse.info:type_name -> containerd.types.ActivationInfo
-	11, // 4: containerd.services.mounts.v1.ListMessage.info:type_name -> containerd.types.ActivationInfo
-	11, // 5: containerd.services.mounts.v1.UpdateRequest.info:type_name -> containerd.types.ActivationInfo
-	12, // 6: containerd.services.mounts.v1.UpdateRequest.update_mask:type_name -> google.protobuf.FieldMask
-	11, // 7: containerd.services.mounts.v1.UpdateResponse.info:type_name -> containerd.types.ActivationInfo
+	11, // 4: containerd.services.mounts.v1.UpdateRequest.info:type_name -> containerd.types.ActivationInfo
+	12, // 5: containerd.services.mounts.v1.UpdateRequest.update_mask:type_name -> google.protobuf.FieldMask
+	11, // 6: containerd.services.mounts.v1.UpdateResponse.info:type_name -> containerd.types.ActivationInfo
+	11, // 7: containerd.services.mounts.v1.ListMessage.info:type_name -> containerd.types.ActivationInfo
 	8,  // [8:8] is the sub-list for method output_type
 	8,  // [8:8] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name

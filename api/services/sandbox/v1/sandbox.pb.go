@@ -24,22 +24,481 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type ControllerCreateRequest struct {
+// Request of Store.Create.
+type StoreCreateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreCreateRequest) Reset() {
+	*x = StoreCreateRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreCreateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreCreateRequest) ProtoMessage() {}
+
+func (x *StoreCreateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreCreateRequest.ProtoReflect.Descriptor instead.
+func (*StoreCreateRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *StoreCreateRequest) GetSandbox() *types.Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+// Answer of Store.Create.
+type StoreCreateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreCreateResponse) Reset() {
+	*x = StoreCreateResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreCreateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreCreateResponse) ProtoMessage() {}
+
+func (x *StoreCreateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreCreateResponse.ProtoReflect.Descriptor instead.
+func (*StoreCreateResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *StoreCreateResponse) GetSandbox() *types.Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+// Request of Store.Update.
+type StoreUpdateRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// labels, labels.KEY, extensions, extensions.KEY, spec, runtime. None is all;
+	// then the runtime's name must be the one stored.
+	Fields        []string `protobuf:"bytes,2,rep,name=fields,proto3" json:"fields,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreUpdateRequest) Reset() {
+	*x = StoreUpdateRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreUpdateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreUpdateRequest) ProtoMessage() {}
+
+func (x *StoreUpdateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreUpdateRequest.ProtoReflect.Descriptor instead.
+func (*StoreUpdateRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *StoreUpdateRequest) GetSandbox() *types.Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+func (x *StoreUpdateRequest) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+// Answer of Store.Update.
+type StoreUpdateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreUpdateResponse) Reset() {
+	*x = StoreUpdateResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreUpdateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreUpdateResponse) ProtoMessage() {}
+
+func (x *StoreUpdateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreUpdateResponse.ProtoReflect.Descriptor instead.
+func (*StoreUpdateResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StoreUpdateResponse) GetSandbox() *types.Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+// Request of Store.Delete.
+type StoreDeleteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Rootfs        []*types.Mount         `protobuf:"bytes,2,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
-	Options       *anypb.Any             `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
-	NetnsPath     string                 `protobuf:"bytes,4,opt,name=netns_path,json=netnsPath,proto3" json:"netns_path,omitempty"`
-	Annotations   map[string]string      `protobuf:"bytes,5,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Sandbox       *types.Sandbox         `protobuf:"bytes,6,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
-	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreDeleteRequest) Reset() {
+	*x = StoreDeleteRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreDeleteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreDeleteRequest) ProtoMessage() {}
+
+func (x *StoreDeleteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreDeleteRequest.ProtoReflect.Descriptor instead.
+func (*StoreDeleteRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *StoreDeleteRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+// Answer of Store.Delete.
+type StoreDeleteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreDeleteResponse) Reset() {
+	*x = StoreDeleteResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreDeleteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreDeleteResponse) ProtoMessage() {}
+
+func (x *StoreDeleteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreDeleteResponse.ProtoReflect.Descriptor instead.
+func (*StoreDeleteResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{5}
+}
+
+// Request of Store.List.
+type StoreListRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must match; none is all. Fields: id, labels.KEY.
+	Filters       []string `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreListRequest) Reset() {
+	*x = StoreListRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreListRequest) ProtoMessage() {}
+
+func (x *StoreListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreListRequest.ProtoReflect.Descriptor instead.
+func (*StoreListRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StoreListRequest) GetFilters() []string {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+// Answer of Store.List.
+type StoreListResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	List          []*types.Sandbox       `protobuf:"bytes,1,rep,name=list,proto3" json:"list,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreListResponse) Reset() {
+	*x = StoreListResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreListResponse) ProtoMessage() {}
+
+func (x *StoreListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreListResponse.ProtoReflect.Descriptor instead.
+func (*StoreListResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *StoreListResponse) GetList() []*types.Sandbox {
+	if x != nil {
+		return x.List
+	}
+	return nil
+}
+
+// Request of Store.Get.
+type StoreGetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreGetRequest) Reset() {
+	*x = StoreGetRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreGetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreGetRequest) ProtoMessage() {}
+
+func (x *StoreGetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreGetRequest.ProtoReflect.Descriptor instead.
+func (*StoreGetRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StoreGetRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+// Answer of Store.Get.
+type StoreGetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreGetResponse) Reset() {
+	*x = StoreGetResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreGetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreGetResponse) ProtoMessage() {}
+
+func (x *StoreGetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreGetResponse.ProtoReflect.Descriptor instead.
+func (*StoreGetResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *StoreGetResponse) GetSandbox() *types.Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+// Request of Controller.Create.
+type ControllerCreateRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// What is mounted as the sandbox's root, if it has one.
+	Rootfs []*types.Mount `protobuf:"bytes,2,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
+	// Of the runtime; the type is its own.
+	Options *anypb.Any `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
+	// Network namespace to use; empty for one of its own, or none.
+	NetnsPath   string            `protobuf:"bytes,4,opt,name=netns_path,json=netnsPath,proto3" json:"netns_path,omitempty"`
+	Annotations map[string]string `protobuf:"bytes,5,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The record, so that the controller need not ask the store.
+	Sandbox *types.Sandbox `protobuf:"bytes,6,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// Which controller; shim is built in. So in all requests.
+	Sandboxer     string `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ControllerCreateRequest) Reset() {
 	*x = ControllerCreateRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[0]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -51,7 +510,7 @@ func (x *ControllerCreateRequest) String() string {
 func (*ControllerCreateRequest) ProtoMessage() {}
 
 func (x *ControllerCreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[0]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -64,7 +523,7 @@ func (x *ControllerCreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerCreateRequest.ProtoReflect.Descriptor instead.
 func (*ControllerCreateRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{0}
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ControllerCreateRequest) GetSandboxId() string {
@@ -116,6 +575,7 @@ func (x *ControllerCreateRequest) GetSandboxer() string {
 	return ""
 }
 
+// Answer of Controller.Create.
 type ControllerCreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -125,7 +585,7 @@ type ControllerCreateResponse struct {
 
 func (x *ControllerCreateResponse) Reset() {
 	*x = ControllerCreateResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[1]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -137,7 +597,7 @@ func (x *ControllerCreateResponse) String() string {
 func (*ControllerCreateResponse) ProtoMessage() {}
 
 func (x *ControllerCreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[1]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -150,7 +610,7 @@ func (x *ControllerCreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerCreateResponse.ProtoReflect.Descriptor instead.
 func (*ControllerCreateResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{1}
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ControllerCreateResponse) GetSandboxId() string {
@@ -160,286 +620,7 @@ func (x *ControllerCreateResponse) GetSandboxId() string {
 	return ""
 }
 
-type ControllerMetricsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ControllerMetricsRequest) Reset() {
-	*x = ControllerMetricsRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ControllerMetricsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ControllerMetricsRequest) ProtoMessage() {}
-
-func (x *ControllerMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ControllerMetricsRequest.ProtoReflect.Descriptor instead.
-func (*ControllerMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *ControllerMetricsRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-func (x *ControllerMetricsRequest) GetSandboxer() string {
-	if x != nil {
-		return x.Sandboxer
-	}
-	return ""
-}
-
-type ControllerMetricsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metrics       *types.Metric          `protobuf:"bytes,1,opt,name=metrics,proto3" json:"metrics,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ControllerMetricsResponse) Reset() {
-	*x = ControllerMetricsResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ControllerMetricsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ControllerMetricsResponse) ProtoMessage() {}
-
-func (x *ControllerMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ControllerMetricsResponse.ProtoReflect.Descriptor instead.
-func (*ControllerMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *ControllerMetricsResponse) GetMetrics() *types.Metric {
-	if x != nil {
-		return x.Metrics
-	}
-	return nil
-}
-
-type ControllerPlatformRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ControllerPlatformRequest) Reset() {
-	*x = ControllerPlatformRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ControllerPlatformRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ControllerPlatformRequest) ProtoMessage() {}
-
-func (x *ControllerPlatformRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ControllerPlatformRequest.ProtoReflect.Descriptor instead.
-func (*ControllerPlatformRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *ControllerPlatformRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-func (x *ControllerPlatformRequest) GetSandboxer() string {
-	if x != nil {
-		return x.Sandboxer
-	}
-	return ""
-}
-
-type ControllerPlatformResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Platform      *types.Platform        `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ControllerPlatformResponse) Reset() {
-	*x = ControllerPlatformResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ControllerPlatformResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ControllerPlatformResponse) ProtoMessage() {}
-
-func (x *ControllerPlatformResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ControllerPlatformResponse.ProtoReflect.Descriptor instead.
-func (*ControllerPlatformResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *ControllerPlatformResponse) GetPlatform() *types.Platform {
-	if x != nil {
-		return x.Platform
-	}
-	return nil
-}
-
-type ControllerShutdownRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ControllerShutdownRequest) Reset() {
-	*x = ControllerShutdownRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ControllerShutdownRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ControllerShutdownRequest) ProtoMessage() {}
-
-func (x *ControllerShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ControllerShutdownRequest.ProtoReflect.Descriptor instead.
-func (*ControllerShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *ControllerShutdownRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-func (x *ControllerShutdownRequest) GetSandboxer() string {
-	if x != nil {
-		return x.Sandboxer
-	}
-	return ""
-}
-
-type ControllerShutdownResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ControllerShutdownResponse) Reset() {
-	*x = ControllerShutdownResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ControllerShutdownResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ControllerShutdownResponse) ProtoMessage() {}
-
-func (x *ControllerShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ControllerShutdownResponse.ProtoReflect.Descriptor instead.
-func (*ControllerShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{7}
-}
-
+// Request of Controller.Start.
 type ControllerStartRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -450,7 +631,7 @@ type ControllerStartRequest struct {
 
 func (x *ControllerStartRequest) Reset() {
 	*x = ControllerStartRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[8]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +643,7 @@ func (x *ControllerStartRequest) String() string {
 func (*ControllerStartRequest) ProtoMessage() {}
 
 func (x *ControllerStartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[8]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +656,7 @@ func (x *ControllerStartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerStartRequest.ProtoReflect.Descriptor instead.
 func (*ControllerStartRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{8}
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ControllerStartRequest) GetSandboxId() string {
@@ -492,22 +673,26 @@ func (x *ControllerStartRequest) GetSandboxer() string {
 	return ""
 }
 
+// Answer of Controller.Start.
 type ControllerStartResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
-	Version       uint32                 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
-	Spec          *anypb.Any             `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Pid       uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Labels    map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Where the sandbox serves the task API; may be left empty, as may version
+	// and spec.
+	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	// Of that task API.
+	Version       uint32     `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	Spec          *anypb.Any `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ControllerStartResponse) Reset() {
 	*x = ControllerStartResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[9]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +704,7 @@ func (x *ControllerStartResponse) String() string {
 func (*ControllerStartResponse) ProtoMessage() {}
 
 func (x *ControllerStartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[9]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +717,7 @@ func (x *ControllerStartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerStartResponse.ProtoReflect.Descriptor instead.
 func (*ControllerStartResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{9}
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ControllerStartResponse) GetSandboxId() string {
@@ -584,18 +769,324 @@ func (x *ControllerStartResponse) GetSpec() *anypb.Any {
 	return nil
 }
 
-type ControllerStatusRequest struct {
+// Request of Controller.Platform.
+type ControllerPlatformRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Verbose       bool                   `protobuf:"varint,2,opt,name=verbose,proto3" json:"verbose,omitempty"`
 	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerPlatformRequest) Reset() {
+	*x = ControllerPlatformRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerPlatformRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerPlatformRequest) ProtoMessage() {}
+
+func (x *ControllerPlatformRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerPlatformRequest.ProtoReflect.Descriptor instead.
+func (*ControllerPlatformRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ControllerPlatformRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ControllerPlatformRequest) GetSandboxer() string {
+	if x != nil {
+		return x.Sandboxer
+	}
+	return ""
+}
+
+// Answer of Controller.Platform.
+type ControllerPlatformResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Platform      *types.Platform        `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerPlatformResponse) Reset() {
+	*x = ControllerPlatformResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerPlatformResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerPlatformResponse) ProtoMessage() {}
+
+func (x *ControllerPlatformResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerPlatformResponse.ProtoReflect.Descriptor instead.
+func (*ControllerPlatformResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ControllerPlatformResponse) GetPlatform() *types.Platform {
+	if x != nil {
+		return x.Platform
+	}
+	return nil
+}
+
+// Request of Controller.Stop.
+type ControllerStopRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Seconds to end by itself before it is killed.
+	TimeoutSecs   uint32 `protobuf:"varint,2,opt,name=timeout_secs,json=timeoutSecs,proto3" json:"timeout_secs,omitempty"`
+	Sandboxer     string `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerStopRequest) Reset() {
+	*x = ControllerStopRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerStopRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerStopRequest) ProtoMessage() {}
+
+func (x *ControllerStopRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerStopRequest.ProtoReflect.Descriptor instead.
+func (*ControllerStopRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ControllerStopRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ControllerStopRequest) GetTimeoutSecs() uint32 {
+	if x != nil {
+		return x.TimeoutSecs
+	}
+	return 0
+}
+
+func (x *ControllerStopRequest) GetSandboxer() string {
+	if x != nil {
+		return x.Sandboxer
+	}
+	return ""
+}
+
+// Answer of Controller.Stop.
+type ControllerStopResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerStopResponse) Reset() {
+	*x = ControllerStopResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerStopResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerStopResponse) ProtoMessage() {}
+
+func (x *ControllerStopResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerStopResponse.ProtoReflect.Descriptor instead.
+func (*ControllerStopResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{17}
+}
+
+// Request of Controller.Wait.
+type ControllerWaitRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerWaitRequest) Reset() {
+	*x = ControllerWaitRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerWaitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerWaitRequest) ProtoMessage() {}
+
+func (x *ControllerWaitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerWaitRequest.ProtoReflect.Descriptor instead.
+func (*ControllerWaitRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ControllerWaitRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ControllerWaitRequest) GetSandboxer() string {
+	if x != nil {
+		return x.Sandboxer
+	}
+	return ""
+}
+
+// Answer of Controller.Wait.
+type ControllerWaitResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As of a process; 128 and the number of a signal.
+	ExitStatus    uint32                 `protobuf:"varint,1,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
+	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerWaitResponse) Reset() {
+	*x = ControllerWaitResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerWaitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerWaitResponse) ProtoMessage() {}
+
+func (x *ControllerWaitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerWaitResponse.ProtoReflect.Descriptor instead.
+func (*ControllerWaitResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ControllerWaitResponse) GetExitStatus() uint32 {
+	if x != nil {
+		return x.ExitStatus
+	}
+	return 0
+}
+
+func (x *ControllerWaitResponse) GetExitedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExitedAt
+	}
+	return nil
+}
+
+// Request of Controller.Status.
+type ControllerStatusRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Also fill in info.
+	Verbose       bool   `protobuf:"varint,2,opt,name=verbose,proto3" json:"verbose,omitempty"`
+	Sandboxer     string `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ControllerStatusRequest) Reset() {
 	*x = ControllerStatusRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[10]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +1098,7 @@ func (x *ControllerStatusRequest) String() string {
 func (*ControllerStatusRequest) ProtoMessage() {}
 
 func (x *ControllerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[10]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +1111,7 @@ func (x *ControllerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ControllerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{10}
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ControllerStatusRequest) GetSandboxId() string {
@@ -644,24 +1135,29 @@ func (x *ControllerStatusRequest) GetSandboxer() string {
 	return ""
 }
 
+// Answer of Controller.Status.
 type ControllerStatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Info          map[string]string      `protobuf:"bytes,4,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
-	Extra         *anypb.Any             `protobuf:"bytes,7,opt,name=extra,proto3" json:"extra,omitempty"`
-	Address       string                 `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
-	Version       uint32                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Pid       uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	// SANDBOX_READY or SANDBOX_NOTREADY.
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Whatever the runtime wants people to see.
+	Info      map[string]string      `protobuf:"bytes,4,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExitedAt  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	Extra     *anypb.Any             `protobuf:"bytes,7,opt,name=extra,proto3" json:"extra,omitempty"`
+	// Where the sandbox serves the task API.
+	Address string `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
+	// Of that task API.
+	Version       uint32 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ControllerStatusResponse) Reset() {
 	*x = ControllerStatusResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[11]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +1169,7 @@ func (x *ControllerStatusResponse) String() string {
 func (*ControllerStatusResponse) ProtoMessage() {}
 
 func (x *ControllerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[11]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +1182,7 @@ func (x *ControllerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ControllerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{11}
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ControllerStatusResponse) GetSandboxId() string {
@@ -752,30 +1248,30 @@ func (x *ControllerStatusResponse) GetVersion() uint32 {
 	return 0
 }
 
-type ControllerStopRequest struct {
+// Request of Controller.Shutdown.
+type ControllerShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	TimeoutSecs   uint32                 `protobuf:"varint,2,opt,name=timeout_secs,json=timeoutSecs,proto3" json:"timeout_secs,omitempty"`
 	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ControllerStopRequest) Reset() {
-	*x = ControllerStopRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[12]
+func (x *ControllerShutdownRequest) Reset() {
+	*x = ControllerShutdownRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ControllerStopRequest) String() string {
+func (x *ControllerShutdownRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ControllerStopRequest) ProtoMessage() {}
+func (*ControllerShutdownRequest) ProtoMessage() {}
 
-func (x *ControllerStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[12]
+func (x *ControllerShutdownRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,53 +1282,47 @@ func (x *ControllerStopRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ControllerStopRequest.ProtoReflect.Descriptor instead.
-func (*ControllerStopRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{12}
+// Deprecated: Use ControllerShutdownRequest.ProtoReflect.Descriptor instead.
+func (*ControllerShutdownRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{22}
 }
 
-func (x *ControllerStopRequest) GetSandboxId() string {
+func (x *ControllerShutdownRequest) GetSandboxId() string {
 	if x != nil {
 		return x.SandboxId
 	}
 	return ""
 }
 
-func (x *ControllerStopRequest) GetTimeoutSecs() uint32 {
-	if x != nil {
-		return x.TimeoutSecs
-	}
-	return 0
-}
-
-func (x *ControllerStopRequest) GetSandboxer() string {
+func (x *ControllerShutdownRequest) GetSandboxer() string {
 	if x != nil {
 		return x.Sandboxer
 	}
 	return ""
 }
 
-type ControllerStopResponse struct {
+// Answer of Controller.Shutdown.
+type ControllerShutdownResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ControllerStopResponse) Reset() {
-	*x = ControllerStopResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[13]
+func (x *ControllerShutdownResponse) Reset() {
+	*x = ControllerShutdownResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ControllerStopResponse) String() string {
+func (x *ControllerShutdownResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ControllerStopResponse) ProtoMessage() {}
+func (*ControllerShutdownResponse) ProtoMessage() {}
 
-func (x *ControllerStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[13]
+func (x *ControllerShutdownResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,24 +1333,124 @@ func (x *ControllerStopResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ControllerStopResponse.ProtoReflect.Descriptor instead.
-func (*ControllerStopResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{13}
+// Deprecated: Use ControllerShutdownResponse.ProtoReflect.Descriptor instead.
+func (*ControllerShutdownResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{23}
 }
 
-type ControllerUpdateRequest struct {
+// Request of Controller.Metrics.
+type ControllerMetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Sandboxer     string                 `protobuf:"bytes,2,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
-	Sandbox       *types.Sandbox         `protobuf:"bytes,3,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
-	Fields        []string               `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty"`
+	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerMetricsRequest) Reset() {
+	*x = ControllerMetricsRequest{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerMetricsRequest) ProtoMessage() {}
+
+func (x *ControllerMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerMetricsRequest.ProtoReflect.Descriptor instead.
+func (*ControllerMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ControllerMetricsRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ControllerMetricsRequest) GetSandboxer() string {
+	if x != nil {
+		return x.Sandboxer
+	}
+	return ""
+}
+
+// Answer of Controller.Metrics.
+type ControllerMetricsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Metrics       *types.Metric          `protobuf:"bytes,1,opt,name=metrics,proto3" json:"metrics,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerMetricsResponse) Reset() {
+	*x = ControllerMetricsResponse{}
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerMetricsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerMetricsResponse) ProtoMessage() {}
+
+func (x *ControllerMetricsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerMetricsResponse.ProtoReflect.Descriptor instead.
+func (*ControllerMetricsResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ControllerMetricsResponse) GetMetrics() *types.Metric {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+// Request of Controller.Update.
+type ControllerUpdateRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Sandboxer string                 `protobuf:"bytes,2,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
+	Sandbox   *types.Sandbox         `protobuf:"bytes,3,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// Which fields of the record have changed.
+	Fields        []string `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ControllerUpdateRequest) Reset() {
 	*x = ControllerUpdateRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[14]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1462,7 @@ func (x *ControllerUpdateRequest) String() string {
 func (*ControllerUpdateRequest) ProtoMessage() {}
 
 func (x *ControllerUpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[14]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +1475,7 @@ func (x *ControllerUpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerUpdateRequest.ProtoReflect.Descriptor instead.
 func (*ControllerUpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{14}
+	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ControllerUpdateRequest) GetSandboxId() string {
@@ -916,6 +1506,7 @@ func (x *ControllerUpdateRequest) GetFields() []string {
 	return nil
 }
 
+// Answer of Controller.Update.
 type ControllerUpdateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -924,7 +1515,7 @@ type ControllerUpdateResponse struct {
 
 func (x *ControllerUpdateResponse) Reset() {
 	*x = ControllerUpdateResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[15]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1527,7 @@ func (x *ControllerUpdateResponse) String() string {
 func (*ControllerUpdateResponse) ProtoMessage() {}
 
 func (x *ControllerUpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[15]
+	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,558 +1540,36 @@ func (x *ControllerUpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerUpdateResponse.ProtoReflect.Descriptor instead.
 func (*ControllerUpdateResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{15}
-}
-
-type ControllerWaitRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Sandboxer     string                 `protobuf:"bytes,10,opt,name=sandboxer,proto3" json:"sandboxer,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ControllerWaitRequest) Reset() {
-	*x = ControllerWaitRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ControllerWaitRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ControllerWaitRequest) ProtoMessage() {}
-
-func (x *ControllerWaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ControllerWaitRequest.ProtoReflect.Descriptor instead.
-func (*ControllerWaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *ControllerWaitRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-func (x *ControllerWaitRequest) GetSandboxer() string {
-	if x != nil {
-		return x.Sandboxer
-	}
-	return ""
-}
-
-type ControllerWaitResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ExitStatus    uint32                 `protobuf:"varint,1,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
-	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ControllerWaitResponse) Reset() {
-	*x = ControllerWaitResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ControllerWaitResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ControllerWaitResponse) ProtoMessage() {}
-
-func (x *ControllerWaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ControllerWaitResponse.ProtoReflect.Descriptor instead.
-func (*ControllerWaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *ControllerWaitResponse) GetExitStatus() uint32 {
-	if x != nil {
-		return x.ExitStatus
-	}
-	return 0
-}
-
-func (x *ControllerWaitResponse) GetExitedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ExitedAt
-	}
-	return nil
-}
-
-type StoreCreateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreCreateRequest) Reset() {
-	*x = StoreCreateRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreCreateRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreCreateRequest) ProtoMessage() {}
-
-func (x *StoreCreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreCreateRequest.ProtoReflect.Descriptor instead.
-func (*StoreCreateRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *StoreCreateRequest) GetSandbox() *types.Sandbox {
-	if x != nil {
-		return x.Sandbox
-	}
-	return nil
-}
-
-type StoreCreateResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreCreateResponse) Reset() {
-	*x = StoreCreateResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreCreateResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreCreateResponse) ProtoMessage() {}
-
-func (x *StoreCreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreCreateResponse.ProtoReflect.Descriptor instead.
-func (*StoreCreateResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *StoreCreateResponse) GetSandbox() *types.Sandbox {
-	if x != nil {
-		return x.Sandbox
-	}
-	return nil
-}
-
-type StoreDeleteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreDeleteRequest) Reset() {
-	*x = StoreDeleteRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreDeleteRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreDeleteRequest) ProtoMessage() {}
-
-func (x *StoreDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreDeleteRequest.ProtoReflect.Descriptor instead.
-func (*StoreDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{20}
-}
-
-func (x *StoreDeleteRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-type StoreDeleteResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreDeleteResponse) Reset() {
-	*x = StoreDeleteResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreDeleteResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreDeleteResponse) ProtoMessage() {}
-
-func (x *StoreDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreDeleteResponse.ProtoReflect.Descriptor instead.
-func (*StoreDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{21}
-}
-
-type StoreGetRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreGetRequest) Reset() {
-	*x = StoreGetRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreGetRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreGetRequest) ProtoMessage() {}
-
-func (x *StoreGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreGetRequest.ProtoReflect.Descriptor instead.
-func (*StoreGetRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *StoreGetRequest) GetSandboxId() string {
-	if x != nil {
-		return x.SandboxId
-	}
-	return ""
-}
-
-type StoreGetResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreGetResponse) Reset() {
-	*x = StoreGetResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[23]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreGetResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreGetResponse) ProtoMessage() {}
-
-func (x *StoreGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[23]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreGetResponse.ProtoReflect.Descriptor instead.
-func (*StoreGetResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{23}
-}
-
-func (x *StoreGetResponse) GetSandbox() *types.Sandbox {
-	if x != nil {
-		return x.Sandbox
-	}
-	return nil
-}
-
-type StoreListRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreListRequest) Reset() {
-	*x = StoreListRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[24]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreListRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreListRequest) ProtoMessage() {}
-
-func (x *StoreListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[24]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreListRequest.ProtoReflect.Descriptor instead.
-func (*StoreListRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{24}
-}
-
-func (x *StoreListRequest) GetFilters() []string {
-	if x != nil {
-		return x.Filters
-	}
-	return nil
-}
-
-type StoreListResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	List          []*types.Sandbox       `protobuf:"bytes,1,rep,name=list,proto3" json:"list,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreListResponse) Reset() {
-	*x = StoreListResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[25]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreListResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreListResponse) ProtoMessage() {}
-
-func (x *StoreListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[25]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreListResponse.ProtoReflect.Descriptor instead.
-func (*StoreListResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *StoreListResponse) GetList() []*types.Sandbox {
-	if x != nil {
-		return x.List
-	}
-	return nil
-}
-
-type StoreUpdateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
-	Fields        []string               `protobuf:"bytes,2,rep,name=fields,proto3" json:"fields,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreUpdateRequest) Reset() {
-	*x = StoreUpdateRequest{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreUpdateRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreUpdateRequest) ProtoMessage() {}
-
-func (x *StoreUpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreUpdateRequest.ProtoReflect.Descriptor instead.
-func (*StoreUpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *StoreUpdateRequest) GetSandbox() *types.Sandbox {
-	if x != nil {
-		return x.Sandbox
-	}
-	return nil
-}
-
-func (x *StoreUpdateRequest) GetFields() []string {
-	if x != nil {
-		return x.Fields
-	}
-	return nil
-}
-
-type StoreUpdateResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sandbox       *types.Sandbox         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoreUpdateResponse) Reset() {
-	*x = StoreUpdateResponse{}
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoreUpdateResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoreUpdateResponse) ProtoMessage() {}
-
-func (x *StoreUpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_sandbox_v1_sandbox_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoreUpdateResponse.ProtoReflect.Descriptor instead.
-func (*StoreUpdateResponse) Descriptor() ([]byte, []int) {
 	return file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *StoreUpdateResponse) GetSandbox() *types.Sandbox {
-	if x != nil {
-		return x.Sandbox
-	}
-	return nil
 }
 
 var File_api_services_sandbox_v1_sandbox_proto protoreflect.FileDescriptor
 
 const file_api_services_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
-	"%api/services/sandbox/v1/sandbox.proto\x12\x1econtainerd.services.sandbox.v1\x1a\x17api/types/metrics.proto\x1a\x15api/types/mount.proto\x1a\x18api/types/platform.proto\x1a\x17api/types/sandbox.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x03\n" +
+	"%api/services/sandbox/v1/sandbox.proto\x12\x1econtainerd.services.sandbox.v1\x1a\x17api/types/metrics.proto\x1a\x15api/types/mount.proto\x1a\x18api/types/platform.proto\x1a\x17api/types/sandbox.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"I\n" +
+	"\x12StoreCreateRequest\x123\n" +
+	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\"J\n" +
+	"\x13StoreCreateResponse\x123\n" +
+	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\"a\n" +
+	"\x12StoreUpdateRequest\x123\n" +
+	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\x12\x16\n" +
+	"\x06fields\x18\x02 \x03(\tR\x06fields\"J\n" +
+	"\x13StoreUpdateResponse\x123\n" +
+	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\"3\n" +
+	"\x12StoreDeleteRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x15\n" +
+	"\x13StoreDeleteResponse\",\n" +
+	"\x10StoreListRequest\x12\x18\n" +
+	"\afilters\x18\x01 \x03(\tR\afilters\"B\n" +
+	"\x11StoreListResponse\x12-\n" +
+	"\x04list\x18\x01 \x03(\v2\x19.containerd.types.SandboxR\x04list\"0\n" +
+	"\x0fStoreGetRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"G\n" +
+	"\x10StoreGetResponse\x123\n" +
+	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\"\xc9\x03\n" +
 	"\x17ControllerCreateRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12/\n" +
@@ -1518,30 +1587,7 @@ const file_api_services_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\"9\n" +
 	"\x18ControllerCreateResponse\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x87\x01\n" +
-	"\x18ControllerMetricsRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
-	"\tsandboxer\x18\n" +
-	" \x01(\tR\tsandboxerJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"O\n" +
-	"\x19ControllerMetricsResponse\x122\n" +
-	"\ametrics\x18\x01 \x01(\v2\x18.containerd.types.MetricR\ametrics\"\x88\x01\n" +
-	"\x19ControllerPlatformRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
-	"\tsandboxer\x18\n" +
-	" \x01(\tR\tsandboxerJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"T\n" +
-	"\x1aControllerPlatformResponse\x126\n" +
-	"\bplatform\x18\x01 \x01(\v2\x1a.containerd.types.PlatformR\bplatform\"\x88\x01\n" +
-	"\x19ControllerShutdownRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
-	"\tsandboxer\x18\n" +
-	" \x01(\tR\tsandboxerJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"\x1c\n" +
-	"\x1aControllerShutdownResponse\"\x85\x01\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x85\x01\n" +
 	"\x16ControllerStartRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
@@ -1560,7 +1606,33 @@ const file_api_services_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x04spec\x18\a \x01(\v2\x14.google.protobuf.AnyR\x04spec\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9a\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\x01\n" +
+	"\x19ControllerPlatformRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
+	"\tsandboxer\x18\n" +
+	" \x01(\tR\tsandboxerJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
+	"\"T\n" +
+	"\x1aControllerPlatformResponse\x126\n" +
+	"\bplatform\x18\x01 \x01(\v2\x1a.containerd.types.PlatformR\bplatform\"\xa1\x01\n" +
+	"\x15ControllerStopRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12!\n" +
+	"\ftimeout_secs\x18\x02 \x01(\rR\vtimeoutSecs\x12\x1c\n" +
+	"\tsandboxer\x18\n" +
+	" \x01(\tR\tsandboxerJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
+	"\"\x18\n" +
+	"\x16ControllerStopResponse\"\x84\x01\n" +
+	"\x15ControllerWaitRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
+	"\tsandboxer\x18\n" +
+	" \x01(\tR\tsandboxerJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
+	"\"r\n" +
+	"\x16ControllerWaitResponse\x12\x1f\n" +
+	"\vexit_status\x18\x01 \x01(\rR\n" +
+	"exitStatus\x127\n" +
+	"\texited_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\"\x9a\x01\n" +
 	"\x17ControllerStatusRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x18\n" +
@@ -1582,54 +1654,29 @@ const file_api_services_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\aversion\x18\t \x01(\rR\aversion\x1a7\n" +
 	"\tInfoEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa1\x01\n" +
-	"\x15ControllerStopRequest\x12\x1d\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\x01\n" +
+	"\x19ControllerShutdownRequest\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12!\n" +
-	"\ftimeout_secs\x18\x02 \x01(\rR\vtimeoutSecs\x12\x1c\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
 	"\tsandboxer\x18\n" +
-	" \x01(\tR\tsandboxerJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"\x18\n" +
-	"\x16ControllerStopResponse\"\xa3\x01\n" +
+	" \x01(\tR\tsandboxerJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
+	"\"\x1c\n" +
+	"\x1aControllerShutdownResponse\"\x87\x01\n" +
+	"\x18ControllerMetricsRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
+	"\tsandboxer\x18\n" +
+	" \x01(\tR\tsandboxerJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
+	"\"O\n" +
+	"\x19ControllerMetricsResponse\x122\n" +
+	"\ametrics\x18\x01 \x01(\v2\x18.containerd.types.MetricR\ametrics\"\xa3\x01\n" +
 	"\x17ControllerUpdateRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
 	"\tsandboxer\x18\x02 \x01(\tR\tsandboxer\x123\n" +
 	"\asandbox\x18\x03 \x01(\v2\x19.containerd.types.SandboxR\asandbox\x12\x16\n" +
 	"\x06fields\x18\x04 \x03(\tR\x06fields\"\x1a\n" +
-	"\x18ControllerUpdateResponse\"\x84\x01\n" +
-	"\x15ControllerWaitRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1c\n" +
-	"\tsandboxer\x18\n" +
-	" \x01(\tR\tsandboxerJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"r\n" +
-	"\x16ControllerWaitResponse\x12\x1f\n" +
-	"\vexit_status\x18\x01 \x01(\rR\n" +
-	"exitStatus\x127\n" +
-	"\texited_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\"I\n" +
-	"\x12StoreCreateRequest\x123\n" +
-	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\"J\n" +
-	"\x13StoreCreateResponse\x123\n" +
-	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\"3\n" +
-	"\x12StoreDeleteRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x15\n" +
-	"\x13StoreDeleteResponse\"0\n" +
-	"\x0fStoreGetRequest\x12\x1d\n" +
-	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"G\n" +
-	"\x10StoreGetResponse\x123\n" +
-	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\",\n" +
-	"\x10StoreListRequest\x12\x18\n" +
-	"\afilters\x18\x01 \x03(\tR\afilters\"B\n" +
-	"\x11StoreListResponse\x12-\n" +
-	"\x04list\x18\x01 \x03(\v2\x19.containerd.types.SandboxR\x04list\"a\n" +
-	"\x12StoreUpdateRequest\x123\n" +
-	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandbox\x12\x16\n" +
-	"\x06fields\x18\x02 \x03(\tR\x06fields\"J\n" +
-	"\x13StoreUpdateResponse\x123\n" +
-	"\asandbox\x18\x01 \x01(\v2\x19.containerd.types.SandboxR\asandboxB9Z7github.com/berthd/berth/api/services/sandbox/v1;sandboxb\x06proto3"
+	"\x18ControllerUpdateResponseB9Z7github.com/berthd/berth/api/services/sandbox/v1;sandboxb\x06proto3"
 
 var (
 	file_api_services_sandbox_v1_sandbox_proto_rawDescOnce sync.Once
@@ -1645,66 +1692,66 @@ func file_api_services_sandbox_v1_sandbox_proto_rawDescGZIP() []byte {
 
 var file_api_services_sandbox_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_api_services_sandbox_v1_sandbox_proto_goTypes = []any{
-	(*ControllerCreateRequest)(nil),    // 0: containerd.services.sandbox.v1.ControllerCreateRequest
-	(*ControllerCreateResponse)(nil),   // 1: containerd.services.sandbox.v1.ControllerCreateResponse
-	(*ControllerMetricsRequest)(nil),   // 2: containerd.services.sandbox.v1.ControllerMetricsRequest
-	(*ControllerMetricsResponse)(nil),  // 3: containerd.services.sandbox.v1.ControllerMetricsResponse
-	(*ControllerPlatformRequest)(nil),  // 4: containerd.services.sandbox.v1.ControllerPlatformRequest
-	(*ControllerPlatformResponse)(nil), // 5: containerd.services.sandbox.v1.ControllerPlatformResponse
-	(*ControllerShutdownRequest)(nil),  // 6: containerd.services.sandbox.v1.ControllerShutdownRequest
-	(*ControllerShutdownResponse)(nil), // 7: containerd.services.sandbox.v1.ControllerShutdownResponse
-	(*ControllerStartRequest)(nil),     // 8: containerd.services.sandbox.v1.ControllerStartRequest
-	(*ControllerStartResponse)(nil),    // 9: containerd.services.sandbox.v1.ControllerStartResponse
-	(*ControllerStatusRequest)(nil),    // 10: containerd.services.sandbox.v1.ControllerStatusRequest
-	(*ControllerStatusResponse)(nil),   // 11: containerd.services.sandbox.v1.ControllerStatusResponse
-	(*ControllerStopRequest)(nil),      // 12: containerd.services.sandbox.v1.ControllerStopRequest
-	(*ControllerStopResponse)(nil),     // 13: containerd.services.sandbox.v1.ControllerStopResponse
-	(*ControllerUpdateRequest)(nil),    // 14: containerd.services.sandbox.v1.ControllerUpdateRequest
-	(*ControllerUpdateResponse)(nil),   // 15: containerd.services.sandbox.v1.ControllerUpdateResponse
-	(*ControllerWaitRequest)(nil),      // 16: containerd.services.sandbox.v1.ControllerWaitRequest
-	(*ControllerWaitResponse)(nil),     // 17: containerd.services.sandbox.v1.ControllerWaitResponse
-	(*StoreCreateRequest)(nil),         // 18: containerd.services.sandbox.v1.StoreCreateRequest
-	(*StoreCreateResponse)(nil),        // 19: containerd.services.sandbox.v1.StoreCreateResponse
-	(*StoreDeleteRequest)(nil),         // 20: containerd.services.sandbox.v1.StoreDeleteRequest
-	(*StoreDeleteResponse)(nil),        // 21: containerd.services.sandbox.v1.StoreDeleteResponse
-	(*StoreGetRequest)(nil),            // 22: containerd.services.sandbox.v1.StoreGetRequest
-	(*StoreGetResponse)(nil),           // 23: containerd.services.sandbox.v1.StoreGetResponse
-	(*StoreListRequest)(nil),           // 24: containerd.services.sandbox.v1.StoreListRequest
-	(*StoreListResponse)(nil),          // 25: containerd.services.sandbox.v1.StoreListResponse
-	(*StoreUpdateRequest)(nil),         // 26: containerd.services.sandbox.v1.StoreUpdateRequest
-	(*StoreUpdateResponse)(nil),        // 27: containerd.services.sandbox.v1.StoreUpdateResponse
+	(*StoreCreateRequest)(nil),         // 0: containerd.services.sandbox.v1.StoreCreateRequest
+	(*StoreCreateResponse)(nil),        // 1: containerd.services.sandbox.v1.StoreCreateResponse
+	(*StoreUpdateRequest)(nil),         // 2: containerd.services.sandbox.v1.StoreUpdateRequest
+	(*StoreUpdateResponse)(nil),        // 3: containerd.services.sandbox.v1.StoreUpdateResponse
+	(*StoreDeleteRequest)(nil),         // 4: containerd.services.sandbox.v1.StoreDeleteRequest
+	(*StoreDeleteResponse)(nil),        // 5: containerd.services.sandbox.v1.StoreDeleteResponse
+	(*StoreListRequest)(nil),           // 6: containerd.services.sandbox.v1.StoreListRequest
+	(*StoreListResponse)(nil),          // 7: containerd.services.sandbox.v1.StoreListResponse
+	(*StoreGetRequest)(nil),            // 8: containerd.services.sandbox.v1.StoreGetRequest
+	(*StoreGetResponse)(nil),           // 9: containerd.services.sandbox.v1.StoreGetResponse
+	(*ControllerCreateRequest)(nil),    // 10: containerd.services.sandbox.v1.ControllerCreateRequest
+	(*ControllerCreateResponse)(nil),   // 11: containerd.services.sandbox.v1.ControllerCreateResponse
+	(*ControllerStartRequest)(nil),     // 12: containerd.services.sandbox.v1.ControllerStartRequest
+	(*ControllerStartResponse)(nil),    // 13: containerd.services.sandbox.v1.ControllerStartResponse
+	(*ControllerPlatformRequest)(nil),  // 14: containerd.services.sandbox.v1.ControllerPlatformRequest
+	(*ControllerPlatformResponse)(nil), // 15: containerd.services.sandbox.v1.ControllerPlatformResponse
+	(*ControllerStopRequest)(nil),      // 16: containerd.services.sandbox.v1.ControllerStopRequest
+	(*ControllerStopResponse)(nil),     // 17: containerd.services.sandbox.v1.ControllerStopResponse
+	(*ControllerWaitRequest)(nil),      // 18: containerd.services.sandbox.v1.ControllerWaitRequest
+	(*ControllerWaitResponse)(nil),     // 19: containerd.services.sandbox.v1.ControllerWaitResponse
+	(*ControllerStatusRequest)(nil),    // 20: containerd.services.sandbox.v1.ControllerStatusRequest
+	(*ControllerStatusResponse)(nil),   // 21: containerd.services.sandbox.v1.ControllerStatusResponse
+	(*ControllerShutdownRequest)(nil),  // 22: containerd.services.sandbox.v1.ControllerShutdownRequest
+	(*ControllerShutdownResponse)(nil), // 23: containerd.services.sandbox.v1.ControllerShutdownResponse
+	(*ControllerMetricsRequest)(nil),   // 24: containerd.services.sandbox.v1.ControllerMetricsRequest
+	(*ControllerMetricsResponse)(nil),  // 25: containerd.services.sandbox.v1.ControllerMetricsResponse
+	(*ControllerUpdateRequest)(nil),    // 26: containerd.services.sandbox.v1.ControllerUpdateRequest
+	(*ControllerUpdateResponse)(nil),   // 27: containerd.services.sandbox.v1.ControllerUpdateResponse
 	nil,                                // 28: containerd.services.sandbox.v1.ControllerCreateRequest.AnnotationsEntry
 	nil,                                // 29: containerd.services.sandbox.v1.ControllerStartResponse.LabelsEntry
 	nil,                                // 30: containerd.services.sandbox.v1.ControllerStatusResponse.InfoEntry
-	(*types.Mount)(nil),                // 31: containerd.types.Mount
-	(*anypb.Any)(nil),                  // 32: google.protobuf.Any
-	(*types.Sandbox)(nil),              // 33: containerd.types.Sandbox
-	(*types.Metric)(nil),               // 34: containerd.types.Metric
+	(*types.Sandbox)(nil),              // 31: containerd.types.Sandbox
+	(*types.Mount)(nil),                // 32: containerd.types.Mount
+	(*anypb.Any)(nil),                  // 33: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
 	(*types.Platform)(nil),             // 35: containerd.types.Platform
-	(*timestamppb.Timestamp)(nil),      // 36: google.protobuf.Timestamp
+	(*types.Metric)(nil),               // 36: containerd.types.Metric
 }
 var file_api_services_sandbox_v1_sandbox_proto_depIdxs = []int32{
-	31, // 0: containerd.services.sandbox.v1.ControllerCreateRequest.rootfs:type_name -> containerd.types.Mount
-	32, // 1: containerd.services.sandbox.v1.ControllerCreateRequest.options:type_name -> google.protobuf.Any
-	28, // 2: containerd.services.sandbox.v1.ControllerCreateRequest.annotations:type_name -> containerd.services.sandbox.v1.ControllerCreateRequest.AnnotationsEntry
-	33, // 3: containerd.services.sandbox.v1.ControllerCreateRequest.sandbox:type_name -> containerd.types.Sandbox
-	34, // 4: containerd.services.sandbox.v1.ControllerMetricsResponse.metrics:type_name -> containerd.types.Metric
-	35, // 5: containerd.services.sandbox.v1.ControllerPlatformResponse.platform:type_name -> containerd.types.Platform
-	36, // 6: containerd.services.sandbox.v1.ControllerStartResponse.created_at:type_name -> google.protobuf.Timestamp
-	29, // 7: containerd.services.sandbox.v1.ControllerStartResponse.labels:type_name -> containerd.services.sandbox.v1.ControllerStartResponse.LabelsEntry
-	32, // 8: containerd.services.sandbox.v1.ControllerStartResponse.spec:type_name -> google.protobuf.Any
-	30, // 9: containerd.services.sandbox.v1.ControllerStatusResponse.info:type_name -> containerd.services.sandbox.v1.ControllerStatusResponse.InfoEntry
-	36, // 10: containerd.services.sandbox.v1.ControllerStatusResponse.created_at:type_name -> google.protobuf.Timestamp
-	36, // 11: containerd.services.sandbox.v1.ControllerStatusResponse.exited_at:type_name -> google.protobuf.Timestamp
-	32, // 12: containerd.services.sandbox.v1.ControllerStatusResponse.extra:type_name -> google.protobuf.Any
-	33, // 13: containerd.services.sandbox.v1.ControllerUpdateRequest.sandbox:type_name -> containerd.types.Sandbox
-	36, // 14: containerd.services.sandbox.v1.ControllerWaitResponse.exited_at:type_name -> google.protobuf.Timestamp
-	33, // 15: containerd.services.sandbox.v1.StoreCreateRequest.sandbox:type_name -> containerd.types.Sandbox
-	33, // 16: containerd.services.sandbox.v1.StoreCreateResponse.sandbox:type_name -> containerd.types.Sandbox
-	33, // 17: containerd.services.sandbox.v1.StoreGetResponse.sandbox:type_name -> containerd.types.Sandbox
-	33, // 18: containerd.services.sandbox.v1.StoreListResponse.list:type_name -> containerd.types.Sandbox
-	33, // 19: containerd.services.sandbox.v1.StoreUpdateRequest.sandbox:type_name -> containerd.types.Sandbox
-	33, // 20: containerd.services.sandbox.v1.StoreUpdateResponse.sandbox:type_name -> containerd.types.Sandbox
+	31, // 0: containerd.services.sandbox.v1.StoreCreateRequest.sandbox:type_name -> containerd.types.Sandbox
+	31, // 1: containerd.services.sandbox.v1.StoreCreateResponse.sandbox:type_name -> containerd.types.Sandbox
+	31, // 2: containerd.services.sandbox.v1.StoreUpdateRequest.sandbox:type_name -> containerd.types.Sandbox
+	31, // 3: containerd.services.sandbox.v1.StoreUpdateResponse.sandbox:type_name -> containerd.types.Sandbox
+	31, // 4: containerd.services.sandbox.v1.StoreListResponse.list:type_name -> containerd.types.Sandbox
+	31, // 5: containerd.services.sandbox.v1.StoreGetResponse.sandbox:type_name -> containerd.types.Sandbox
+	32, // 6: containerd.services.sandbox.v1.ControllerCreateRequest.rootfs:type_name -> containerd.types.Mount
+	33, // 7: containerd.services.sandbox.v1.ControllerCreateRequest.options:type_name -> google.protobuf.Any
+	28, // 8: containerd.services.sandbox.v1.ControllerCreateRequest.annotations:type_name -> containerd.services.sandbox.v1.ControllerCreateRequest.AnnotationsEntry
+	31, // 9: containerd.services.sandbox.v1.ControllerCreateRequest.sandbox:type_name -> containerd.types.Sandbox
+	34, // 10: containerd.services.sandbox.v1.ControllerStartResponse.created_at:type_name -> google.protobuf.Timestamp
+	29, // 11: containerd.services.sandbox.v1.ControllerStartResponse.labels:type_name -> containerd.services.sandbox.v1.ControllerStartResponse.LabelsEntry
+	33, // 12: containerd.services.sandbox.v1.ControllerStartResponse.spec:type_name -> google.protobuf.Any
+	35, // 13: containerd.services.sandbox.v1.ControllerPlatformResponse.platform:type_name -> containerd.types.Platform
+	34, // 14: containerd.services.sandbox.v1.ControllerWaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	30, // 15: containerd.services.sandbox.v1.ControllerStatusResponse.info:type_name -> containerd.services.sandbox.v1.ControllerStatusResponse.InfoEntry
+	34, // 16: containerd.services.sandbox.v1.ControllerStatusResponse.created_at:type_name -> google.protobuf.Timestamp
+	34, // 17: containerd.services.sandbox.v1.ControllerStatusResponse.exited_at:type_name -> google.protobuf.Timestamp
+	33, // 18: containerd.services.sandbox.v1.ControllerStatusResponse.extra:type_name -> google.protobuf.Any
+	36, // 19: containerd.services.sandbox.v1.ControllerMetricsResponse.metrics:type_name -> containerd.types.Metric
+	31, // 20: containerd.services.sandbox.v1.ControllerUpdateRequest.sandbox:type_name -> containerd.types.Sandbox
 	21, // [21:21] is the sub-list for method output_type
 	21, // [21:21] is the sub-list for method input_type
 	21, // [21:21] is the sub-list for extension type_name

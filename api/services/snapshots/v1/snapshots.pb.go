@@ -24,12 +24,17 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Kind is what can be done with a snapshot.
 type Kind int32
 
 const (
-	Kind_UNKNOWN   Kind = 0
-	Kind_VIEW      Kind = 1
-	Kind_ACTIVE    Kind = 2
+	// Not a kind of snapshot.
+	Kind_UNKNOWN Kind = 0
+	// Can be mounted for reading.
+	Kind_VIEW Kind = 1
+	// Can be mounted for writing, and committed.
+	Kind_ACTIVE Kind = 2
+	// Can be a parent, and not be mounted.
 	Kind_COMMITTED Kind = 3
 )
 
@@ -76,141 +81,25 @@ func (Kind) EnumDescriptor() ([]byte, []int) {
 	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{0}
 }
 
-type CleanupRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CleanupRequest) Reset() {
-	*x = CleanupRequest{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CleanupRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CleanupRequest) ProtoMessage() {}
-
-func (x *CleanupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CleanupRequest.ProtoReflect.Descriptor instead.
-func (*CleanupRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *CleanupRequest) GetSnapshotter() string {
-	if x != nil {
-		return x.Snapshotter
-	}
-	return ""
-}
-
-type CommitSnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Key           string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Parent        string                 `protobuf:"bytes,5,opt,name=parent,proto3" json:"parent,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CommitSnapshotRequest) Reset() {
-	*x = CommitSnapshotRequest{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CommitSnapshotRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CommitSnapshotRequest) ProtoMessage() {}
-
-func (x *CommitSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CommitSnapshotRequest.ProtoReflect.Descriptor instead.
-func (*CommitSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *CommitSnapshotRequest) GetSnapshotter() string {
-	if x != nil {
-		return x.Snapshotter
-	}
-	return ""
-}
-
-func (x *CommitSnapshotRequest) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *CommitSnapshotRequest) GetKey() string {
-	if x != nil {
-		return x.Key
-	}
-	return ""
-}
-
-func (x *CommitSnapshotRequest) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-func (x *CommitSnapshotRequest) GetParent() string {
-	if x != nil {
-		return x.Parent
-	}
-	return ""
-}
-
+// Info is what is known of a snapshot.
 type Info struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Parent        string                 `protobuf:"bytes,2,opt,name=parent,proto3" json:"parent,omitempty"`
-	Kind          Kind                   `protobuf:"varint,3,opt,name=kind,proto3,enum=containerd.services.snapshots.v1.Kind" json:"kind,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its key, or the name it was committed under. Any text.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Empty if it starts from nothing.
+	Parent    string                 `protobuf:"bytes,2,opt,name=parent,proto3" json:"parent,omitempty"`
+	Kind      Kind                   `protobuf:"varint,3,opt,name=kind,proto3,enum=containerd.services.snapshots.v1.Kind" json:"kind,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Those that start with containerd.io/snapshot/ reach the driver too.
+	Labels        map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Info) Reset() {
 	*x = Info{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[2]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +111,7 @@ func (x *Info) String() string {
 func (*Info) ProtoMessage() {}
 
 func (x *Info) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[2]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +124,7 @@ func (x *Info) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Info.ProtoReflect.Descriptor instead.
 func (*Info) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{2}
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Info) GetName() string {
@@ -280,29 +169,32 @@ func (x *Info) GetLabels() map[string]string {
 	return nil
 }
 
-type ListSnapshotsRequest struct {
+// Request of Prepare.
+type PrepareSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	Filters       []string               `protobuf:"bytes,2,rep,name=filters,proto3" json:"filters,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Parent        string                 `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ListSnapshotsRequest) Reset() {
-	*x = ListSnapshotsRequest{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[3]
+func (x *PrepareSnapshotRequest) Reset() {
+	*x = PrepareSnapshotRequest{}
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ListSnapshotsRequest) String() string {
+func (x *PrepareSnapshotRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ListSnapshotsRequest) ProtoMessage() {}
+func (*PrepareSnapshotRequest) ProtoMessage() {}
 
-func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[3]
+func (x *PrepareSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -313,46 +205,176 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
-func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{3}
+// Deprecated: Use PrepareSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*PrepareSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *ListSnapshotsRequest) GetSnapshotter() string {
+func (x *PrepareSnapshotRequest) GetSnapshotter() string {
 	if x != nil {
 		return x.Snapshotter
 	}
 	return ""
 }
 
-func (x *ListSnapshotsRequest) GetFilters() []string {
+func (x *PrepareSnapshotRequest) GetKey() string {
 	if x != nil {
-		return x.Filters
+		return x.Key
+	}
+	return ""
+}
+
+func (x *PrepareSnapshotRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *PrepareSnapshotRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
 	}
 	return nil
 }
 
-type ListSnapshotsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Info          []*Info                `protobuf:"bytes,1,rep,name=info,proto3" json:"info,omitempty"`
+// Answer of Prepare.
+type PrepareSnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// To be made in this order; the client, or the shim, makes them.
+	Mounts        []*types.Mount `protobuf:"bytes,1,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ListSnapshotsResponse) Reset() {
-	*x = ListSnapshotsResponse{}
+func (x *PrepareSnapshotResponse) Reset() {
+	*x = PrepareSnapshotResponse{}
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareSnapshotResponse) ProtoMessage() {}
+
+func (x *PrepareSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*PrepareSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PrepareSnapshotResponse) GetMounts() []*types.Mount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
+// Request of View.
+type ViewSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Parent        string                 `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ViewSnapshotRequest) Reset() {
+	*x = ViewSnapshotRequest{}
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ViewSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ViewSnapshotRequest) ProtoMessage() {}
+
+func (x *ViewSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ViewSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*ViewSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ViewSnapshotRequest) GetSnapshotter() string {
+	if x != nil {
+		return x.Snapshotter
+	}
+	return ""
+}
+
+func (x *ViewSnapshotRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ViewSnapshotRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ViewSnapshotRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+// Answer of View.
+type ViewSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mounts        []*types.Mount         `protobuf:"bytes,1,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ViewSnapshotResponse) Reset() {
+	*x = ViewSnapshotResponse{}
 	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ListSnapshotsResponse) String() string {
+func (x *ViewSnapshotResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ListSnapshotsResponse) ProtoMessage() {}
+func (*ViewSnapshotResponse) ProtoMessage() {}
 
-func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+func (x *ViewSnapshotResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -364,18 +386,19 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
-func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use ViewSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*ViewSnapshotResponse) Descriptor() ([]byte, []int) {
 	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *ListSnapshotsResponse) GetInfo() []*Info {
+func (x *ViewSnapshotResponse) GetMounts() []*types.Mount {
 	if x != nil {
-		return x.Info
+		return x.Mounts
 	}
 	return nil
 }
 
+// Request of Mounts.
 type MountsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
@@ -428,6 +451,7 @@ func (x *MountsRequest) GetKey() string {
 	return ""
 }
 
+// Answer of Mounts.
 type MountsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mounts        []*types.Mount         `protobuf:"bytes,1,rep,name=mounts,proto3" json:"mounts,omitempty"`
@@ -472,30 +496,37 @@ func (x *MountsResponse) GetMounts() []*types.Mount {
 	return nil
 }
 
-type PrepareSnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	Parent        string                 `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+// Request of Commit.
+type CommitSnapshotRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Snapshotter string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	// What it is called from now on.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Of the active snapshot.
+	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// All that the committed one gets; those of the key are dropped.
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only for a snapshot that was made without a parent: lies on this one from
+	// now on. Another than the one it has is InvalidArgument.
+	Parent        string `protobuf:"bytes,5,opt,name=parent,proto3" json:"parent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *PrepareSnapshotRequest) Reset() {
-	*x = PrepareSnapshotRequest{}
+func (x *CommitSnapshotRequest) Reset() {
+	*x = CommitSnapshotRequest{}
 	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *PrepareSnapshotRequest) String() string {
+func (x *CommitSnapshotRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*PrepareSnapshotRequest) ProtoMessage() {}
+func (*CommitSnapshotRequest) ProtoMessage() {}
 
-func (x *PrepareSnapshotRequest) ProtoReflect() protoreflect.Message {
+func (x *CommitSnapshotRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -507,83 +538,47 @@ func (x *PrepareSnapshotRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use PrepareSnapshotRequest.ProtoReflect.Descriptor instead.
-func (*PrepareSnapshotRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use CommitSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CommitSnapshotRequest) Descriptor() ([]byte, []int) {
 	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *PrepareSnapshotRequest) GetSnapshotter() string {
+func (x *CommitSnapshotRequest) GetSnapshotter() string {
 	if x != nil {
 		return x.Snapshotter
 	}
 	return ""
 }
 
-func (x *PrepareSnapshotRequest) GetKey() string {
+func (x *CommitSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CommitSnapshotRequest) GetKey() string {
 	if x != nil {
 		return x.Key
 	}
 	return ""
 }
 
-func (x *PrepareSnapshotRequest) GetParent() string {
-	if x != nil {
-		return x.Parent
-	}
-	return ""
-}
-
-func (x *PrepareSnapshotRequest) GetLabels() map[string]string {
+func (x *CommitSnapshotRequest) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
 	}
 	return nil
 }
 
-type PrepareSnapshotResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mounts        []*types.Mount         `protobuf:"bytes,1,rep,name=mounts,proto3" json:"mounts,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PrepareSnapshotResponse) Reset() {
-	*x = PrepareSnapshotResponse{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PrepareSnapshotResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PrepareSnapshotResponse) ProtoMessage() {}
-
-func (x *PrepareSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[8]
+func (x *CommitSnapshotRequest) GetParent() string {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
+		return x.Parent
 	}
-	return mi.MessageOf(x)
+	return ""
 }
 
-// Deprecated: Use PrepareSnapshotResponse.ProtoReflect.Descriptor instead.
-func (*PrepareSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *PrepareSnapshotResponse) GetMounts() []*types.Mount {
-	if x != nil {
-		return x.Mounts
-	}
-	return nil
-}
-
+// Request of Remove.
 type RemoveSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
@@ -594,7 +589,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[9]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +601,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[9]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +614,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{9}
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RemoveSnapshotRequest) GetSnapshotter() string {
@@ -636,6 +631,7 @@ func (x *RemoveSnapshotRequest) GetKey() string {
 	return ""
 }
 
+// Request of Stat.
 type StatSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
@@ -646,7 +642,7 @@ type StatSnapshotRequest struct {
 
 func (x *StatSnapshotRequest) Reset() {
 	*x = StatSnapshotRequest{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[10]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +654,7 @@ func (x *StatSnapshotRequest) String() string {
 func (*StatSnapshotRequest) ProtoMessage() {}
 
 func (x *StatSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[10]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +667,7 @@ func (x *StatSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*StatSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{10}
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatSnapshotRequest) GetSnapshotter() string {
@@ -688,6 +684,7 @@ func (x *StatSnapshotRequest) GetKey() string {
 	return ""
 }
 
+// Answer of Stat.
 type StatSnapshotResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Info          *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
@@ -697,7 +694,7 @@ type StatSnapshotResponse struct {
 
 func (x *StatSnapshotResponse) Reset() {
 	*x = StatSnapshotResponse{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[11]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +706,7 @@ func (x *StatSnapshotResponse) String() string {
 func (*StatSnapshotResponse) ProtoMessage() {}
 
 func (x *StatSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[11]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +719,7 @@ func (x *StatSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*StatSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{11}
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StatSnapshotResponse) GetInfo() *Info {
@@ -732,10 +729,13 @@ func (x *StatSnapshotResponse) GetInfo() *Info {
 	return nil
 }
 
+// Request of Update.
 type UpdateSnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	Info          *Info                  `protobuf:"bytes,2,opt,name=info,proto3" json:"info,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Snapshotter string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	// Names the snapshot; only labels are used.
+	Info *Info `protobuf:"bytes,2,opt,name=info,proto3" json:"info,omitempty"`
+	// labels or labels.KEY; none is labels.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -743,7 +743,7 @@ type UpdateSnapshotRequest struct {
 
 func (x *UpdateSnapshotRequest) Reset() {
 	*x = UpdateSnapshotRequest{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[12]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +755,7 @@ func (x *UpdateSnapshotRequest) String() string {
 func (*UpdateSnapshotRequest) ProtoMessage() {}
 
 func (x *UpdateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[12]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +768,7 @@ func (x *UpdateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*UpdateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{12}
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UpdateSnapshotRequest) GetSnapshotter() string {
@@ -792,6 +792,7 @@ func (x *UpdateSnapshotRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// Answer of Update: the snapshot as it is now.
 type UpdateSnapshotResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Info          *Info                  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
@@ -801,7 +802,7 @@ type UpdateSnapshotResponse struct {
 
 func (x *UpdateSnapshotResponse) Reset() {
 	*x = UpdateSnapshotResponse{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[13]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +814,7 @@ func (x *UpdateSnapshotResponse) String() string {
 func (*UpdateSnapshotResponse) ProtoMessage() {}
 
 func (x *UpdateSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[13]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +827,7 @@ func (x *UpdateSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{13}
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpdateSnapshotResponse) GetInfo() *Info {
@@ -836,6 +837,107 @@ func (x *UpdateSnapshotResponse) GetInfo() *Info {
 	return nil
 }
 
+// Request of List.
+type ListSnapshotsRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Snapshotter string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	// Of which one must match; none is all. Fields: name, kind (active, view,
+	// committed), parent, labels.KEY.
+	Filters       []string `protobuf:"bytes,2,rep,name=filters,proto3" json:"filters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListSnapshotsRequest) GetSnapshotter() string {
+	if x != nil {
+		return x.Snapshotter
+	}
+	return ""
+}
+
+func (x *ListSnapshotsRequest) GetFilters() []string {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+// One block of List.
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Info          []*Info                `protobuf:"bytes,1,rep,name=info,proto3" json:"info,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListSnapshotsResponse) GetInfo() []*Info {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+// Request of Usage.
 type UsageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
@@ -846,7 +948,7 @@ type UsageRequest struct {
 
 func (x *UsageRequest) Reset() {
 	*x = UsageRequest{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[14]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +960,7 @@ func (x *UsageRequest) String() string {
 func (*UsageRequest) ProtoMessage() {}
 
 func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[14]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +973,7 @@ func (x *UsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
 func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{14}
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UsageRequest) GetSnapshotter() string {
@@ -888,17 +990,19 @@ func (x *UsageRequest) GetKey() string {
 	return ""
 }
 
+// Answer of Usage.
 type UsageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Size          int64                  `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
-	Inodes        int64                  `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes on disk.
+	Size          int64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	Inodes        int64 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[15]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1014,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[15]
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1027,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{15}
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UsageResponse) GetSize() int64 {
@@ -940,31 +1044,29 @@ func (x *UsageResponse) GetInodes() int64 {
 	return 0
 }
 
-type ViewSnapshotRequest struct {
+// Request of Cleanup.
+type CleanupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshotter   string                 `protobuf:"bytes,1,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
-	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	Parent        string                 `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ViewSnapshotRequest) Reset() {
-	*x = ViewSnapshotRequest{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[16]
+func (x *CleanupRequest) Reset() {
+	*x = CleanupRequest{}
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ViewSnapshotRequest) String() string {
+func (x *CleanupRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ViewSnapshotRequest) ProtoMessage() {}
+func (*CleanupRequest) ProtoMessage() {}
 
-func (x *ViewSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[16]
+func (x *CleanupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,99 +1077,23 @@ func (x *ViewSnapshotRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ViewSnapshotRequest.ProtoReflect.Descriptor instead.
-func (*ViewSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{16}
+// Deprecated: Use CleanupRequest.ProtoReflect.Descriptor instead.
+func (*CleanupRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{17}
 }
 
-func (x *ViewSnapshotRequest) GetSnapshotter() string {
+func (x *CleanupRequest) GetSnapshotter() string {
 	if x != nil {
 		return x.Snapshotter
 	}
 	return ""
 }
 
-func (x *ViewSnapshotRequest) GetKey() string {
-	if x != nil {
-		return x.Key
-	}
-	return ""
-}
-
-func (x *ViewSnapshotRequest) GetParent() string {
-	if x != nil {
-		return x.Parent
-	}
-	return ""
-}
-
-func (x *ViewSnapshotRequest) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-type ViewSnapshotResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mounts        []*types.Mount         `protobuf:"bytes,1,rep,name=mounts,proto3" json:"mounts,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ViewSnapshotResponse) Reset() {
-	*x = ViewSnapshotResponse{}
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ViewSnapshotResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ViewSnapshotResponse) ProtoMessage() {}
-
-func (x *ViewSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_snapshots_v1_snapshots_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ViewSnapshotResponse.ProtoReflect.Descriptor instead.
-func (*ViewSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_snapshots_v1_snapshots_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *ViewSnapshotResponse) GetMounts() []*types.Mount {
-	if x != nil {
-		return x.Mounts
-	}
-	return nil
-}
-
 var File_api_services_snapshots_v1_snapshots_proto protoreflect.FileDescriptor
 
 const file_api_services_snapshots_v1_snapshots_proto_rawDesc = "" +
 	"\n" +
-	")api/services/snapshots/v1/snapshots.proto\x12 containerd.services.snapshots.v1\x1a\x15api/types/mount.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
-	"\x0eCleanupRequest\x12 \n" +
-	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\"\x8f\x02\n" +
-	"\x15CommitSnapshotRequest\x12 \n" +
-	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\tR\x03key\x12[\n" +
-	"\x06labels\x18\x04 \x03(\v2C.containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntryR\x06labels\x12\x16\n" +
-	"\x06parent\x18\x05 \x01(\tR\x06parent\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
+	")api/services/snapshots/v1/snapshots.proto\x12 containerd.services.snapshots.v1\x1a\x15api/types/mount.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x02\n" +
 	"\x04Info\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\tR\x06parent\x12:\n" +
@@ -1079,17 +1105,7 @@ const file_api_services_snapshots_v1_snapshots_proto_rawDesc = "" +
 	"\x06labels\x18\x06 \x03(\v22.containerd.services.snapshots.v1.Info.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"R\n" +
-	"\x14ListSnapshotsRequest\x12 \n" +
-	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x18\n" +
-	"\afilters\x18\x02 \x03(\tR\afilters\"S\n" +
-	"\x15ListSnapshotsResponse\x12:\n" +
-	"\x04info\x18\x01 \x03(\v2&.containerd.services.snapshots.v1.InfoR\x04info\"C\n" +
-	"\rMountsRequest\x12 \n" +
-	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\"A\n" +
-	"\x0eMountsResponse\x12/\n" +
-	"\x06mounts\x18\x01 \x03(\v2\x17.containerd.types.MountR\x06mounts\"\xfd\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x01\n" +
 	"\x16PrepareSnapshotRequest\x12 \n" +
 	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
@@ -1099,7 +1115,31 @@ const file_api_services_snapshots_v1_snapshots_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
 	"\x17PrepareSnapshotResponse\x12/\n" +
-	"\x06mounts\x18\x01 \x03(\v2\x17.containerd.types.MountR\x06mounts\"K\n" +
+	"\x06mounts\x18\x01 \x03(\v2\x17.containerd.types.MountR\x06mounts\"\xf7\x01\n" +
+	"\x13ViewSnapshotRequest\x12 \n" +
+	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
+	"\x06parent\x18\x03 \x01(\tR\x06parent\x12Y\n" +
+	"\x06labels\x18\x04 \x03(\v2A.containerd.services.snapshots.v1.ViewSnapshotRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\x14ViewSnapshotResponse\x12/\n" +
+	"\x06mounts\x18\x01 \x03(\v2\x17.containerd.types.MountR\x06mounts\"C\n" +
+	"\rMountsRequest\x12 \n" +
+	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"A\n" +
+	"\x0eMountsResponse\x12/\n" +
+	"\x06mounts\x18\x01 \x03(\v2\x17.containerd.types.MountR\x06mounts\"\x8f\x02\n" +
+	"\x15CommitSnapshotRequest\x12 \n" +
+	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12[\n" +
+	"\x06labels\x18\x04 \x03(\v2C.containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntryR\x06labels\x12\x16\n" +
+	"\x06parent\x18\x05 \x01(\tR\x06parent\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"K\n" +
 	"\x15RemoveSnapshotRequest\x12 \n" +
 	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\"I\n" +
@@ -1114,23 +1154,20 @@ const file_api_services_snapshots_v1_snapshots_proto_rawDesc = "" +
 	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\"T\n" +
 	"\x16UpdateSnapshotResponse\x12:\n" +
-	"\x04info\x18\x01 \x01(\v2&.containerd.services.snapshots.v1.InfoR\x04info\"B\n" +
+	"\x04info\x18\x01 \x01(\v2&.containerd.services.snapshots.v1.InfoR\x04info\"R\n" +
+	"\x14ListSnapshotsRequest\x12 \n" +
+	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x18\n" +
+	"\afilters\x18\x02 \x03(\tR\afilters\"S\n" +
+	"\x15ListSnapshotsResponse\x12:\n" +
+	"\x04info\x18\x01 \x03(\v2&.containerd.services.snapshots.v1.InfoR\x04info\"B\n" +
 	"\fUsageRequest\x12 \n" +
 	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\";\n" +
 	"\rUsageResponse\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06inodes\x18\x02 \x01(\x03R\x06inodes\"\xf7\x01\n" +
-	"\x13ViewSnapshotRequest\x12 \n" +
-	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
-	"\x06parent\x18\x03 \x01(\tR\x06parent\x12Y\n" +
-	"\x06labels\x18\x04 \x03(\v2A.containerd.services.snapshots.v1.ViewSnapshotRequest.LabelsEntryR\x06labels\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
-	"\x14ViewSnapshotResponse\x12/\n" +
-	"\x06mounts\x18\x01 \x03(\v2\x17.containerd.types.MountR\x06mounts*8\n" +
+	"\x06inodes\x18\x02 \x01(\x03R\x06inodes\"2\n" +
+	"\x0eCleanupRequest\x12 \n" +
+	"\vsnapshotter\x18\x01 \x01(\tR\vsnapshotter*8\n" +
 	"\x04Kind\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\b\n" +
 	"\x04VIEW\x10\x01\x12\n" +
@@ -1154,48 +1191,48 @@ var file_api_services_snapshots_v1_snapshots_proto_enumTypes = make([]protoimpl.
 var file_api_services_snapshots_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_services_snapshots_v1_snapshots_proto_goTypes = []any{
 	(Kind)(0),                       // 0: containerd.services.snapshots.v1.Kind
-	(*CleanupRequest)(nil),          // 1: containerd.services.snapshots.v1.CleanupRequest
-	(*CommitSnapshotRequest)(nil),   // 2: containerd.services.snapshots.v1.CommitSnapshotRequest
-	(*Info)(nil),                    // 3: containerd.services.snapshots.v1.Info
-	(*ListSnapshotsRequest)(nil),    // 4: containerd.services.snapshots.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),   // 5: containerd.services.snapshots.v1.ListSnapshotsResponse
+	(*Info)(nil),                    // 1: containerd.services.snapshots.v1.Info
+	(*PrepareSnapshotRequest)(nil),  // 2: containerd.services.snapshots.v1.PrepareSnapshotRequest
+	(*PrepareSnapshotResponse)(nil), // 3: containerd.services.snapshots.v1.PrepareSnapshotResponse
+	(*ViewSnapshotRequest)(nil),     // 4: containerd.services.snapshots.v1.ViewSnapshotRequest
+	(*ViewSnapshotResponse)(nil),    // 5: containerd.services.snapshots.v1.ViewSnapshotResponse
 	(*MountsRequest)(nil),           // 6: containerd.services.snapshots.v1.MountsRequest
 	(*MountsResponse)(nil),          // 7: containerd.services.snapshots.v1.MountsResponse
-	(*PrepareSnapshotRequest)(nil),  // 8: containerd.services.snapshots.v1.PrepareSnapshotRequest
-	(*PrepareSnapshotResponse)(nil), // 9: containerd.services.snapshots.v1.PrepareSnapshotResponse
-	(*RemoveSnapshotRequest)(nil),   // 10: containerd.services.snapshots.v1.RemoveSnapshotRequest
-	(*StatSnapshotRequest)(nil),     // 11: containerd.services.snapshots.v1.StatSnapshotRequest
-	(*StatSnapshotResponse)(nil),    // 12: containerd.services.snapshots.v1.StatSnapshotResponse
-	(*UpdateSnapshotRequest)(nil),   // 13: containerd.services.snapshots.v1.UpdateSnapshotRequest
-	(*UpdateSnapshotResponse)(nil),  // 14: containerd.services.snapshots.v1.UpdateSnapshotResponse
-	(*UsageRequest)(nil),            // 15: containerd.services.snapshots.v1.UsageRequest
-	(*UsageResponse)(nil),           // 16: containerd.services.snapshots.v1.UsageResponse
-	(*ViewSnapshotRequest)(nil),     // 17: containerd.services.snapshots.v1.ViewSnapshotRequest
-	(*ViewSnapshotResponse)(nil),    // 18: containerd.services.snapshots.v1.ViewSnapshotResponse
-	nil,                             // 19: containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntry
-	nil,                             // 20: containerd.services.snapshots.v1.Info.LabelsEntry
-	nil,                             // 21: containerd.services.snapshots.v1.PrepareSnapshotRequest.LabelsEntry
-	nil,                             // 22: containerd.services.snapshots.v1.ViewSnapshotRequest.LabelsEntry
+	(*CommitSnapshotRequest)(nil),   // 8: containerd.services.snapshots.v1.CommitSnapshotRequest
+	(*RemoveSnapshotRequest)(nil),   // 9: containerd.services.snapshots.v1.RemoveSnapshotRequest
+	(*StatSnapshotRequest)(nil),     // 10: containerd.services.snapshots.v1.StatSnapshotRequest
+	(*StatSnapshotResponse)(nil),    // 11: containerd.services.snapshots.v1.StatSnapshotResponse
+	(*UpdateSnapshotRequest)(nil),   // 12: containerd.services.snapshots.v1.UpdateSnapshotRequest
+	(*UpdateSnapshotResponse)(nil),  // 13: containerd.services.snapshots.v1.UpdateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),    // 14: containerd.services.snapshots.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),   // 15: containerd.services.snapshots.v1.ListSnapshotsResponse
+	(*UsageRequest)(nil),            // 16: containerd.services.snapshots.v1.UsageRequest
+	(*UsageResponse)(nil),           // 17: containerd.services.snapshots.v1.UsageResponse
+	(*CleanupRequest)(nil),          // 18: containerd.services.snapshots.v1.CleanupRequest
+	nil,                             // 19: containerd.services.snapshots.v1.Info.LabelsEntry
+	nil,                             // 20: containerd.services.snapshots.v1.PrepareSnapshotRequest.LabelsEntry
+	nil,                             // 21: containerd.services.snapshots.v1.ViewSnapshotRequest.LabelsEntry
+	nil,                             // 22: containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntry
 	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
 	(*types.Mount)(nil),             // 24: containerd.types.Mount
 	(*fieldmaskpb.FieldMask)(nil),   // 25: google.protobuf.FieldMask
 }
 var file_api_services_snapshots_v1_snapshots_proto_depIdxs = []int32{
-	19, // 0: containerd.services.snapshots.v1.CommitSnapshotRequest.labels:type_name -> containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntry
-	0,  // 1: containerd.services.snapshots.v1.Info.kind:type_name -> containerd.services.snapshots.v1.Kind
-	23, // 2: containerd.services.snapshots.v1.Info.created_at:type_name -> google.protobuf.Timestamp
-	23, // 3: containerd.services.snapshots.v1.Info.updated_at:type_name -> google.protobuf.Timestamp
-	20, // 4: containerd.services.snapshots.v1.Info.labels:type_name -> containerd.services.snapshots.v1.Info.LabelsEntry
-	3,  // 5: containerd.services.snapshots.v1.ListSnapshotsResponse.info:type_name -> containerd.services.snapshots.v1.Info
-	24, // 6: containerd.services.snapshots.v1.MountsResponse.mounts:type_name -> containerd.types.Mount
-	21, // 7: containerd.services.snapshots.v1.PrepareSnapshotRequest.labels:type_name -> containerd.services.snapshots.v1.PrepareSnapshotRequest.LabelsEntry
-	24, // 8: containerd.services.snapshots.v1.PrepareSnapshotResponse.mounts:type_name -> containerd.types.Mount
-	3,  // 9: containerd.services.snapshots.v1.StatSnapshotResponse.info:type_name -> containerd.services.snapshots.v1.Info
-	3,  // 10: containerd.services.snapshots.v1.UpdateSnapshotRequest.info:type_name -> containerd.services.snapshots.v1.Info
-	25, // 11: containerd.services.snapshots.v1.UpdateSnapshotRequest.update_mask:type_name -> google.protobuf.FieldMask
-	3,  // 12: containerd.services.snapshots.v1.UpdateSnapshotResponse.info:type_name -> containerd.services.snapshots.v1.Info
-	22, // 13: containerd.services.snapshots.v1.ViewSnapshotRequest.labels:type_name -> containerd.services.snapshots.v1.ViewSnapshotRequest.LabelsEntry
-	24, // 14: containerd.services.snapshots.v1.ViewSnapshotResponse.mounts:type_name -> containerd.types.Mount
+	0,  // 0: containerd.services.snapshots.v1.Info.kind:type_name -> containerd.services.snapshots.v1.Kind
+	23, // 1: containerd.services.snapshots.v1.Info.created_at:type_name -> google.protobuf.Timestamp
+	23, // 2: containerd.services.snapshots.v1.Info.updated_at:type_name -> google.protobuf.Timestamp
+	19, // 3: containerd.services.snapshots.v1.Info.labels:type_name -> containerd.services.snapshots.v1.Info.LabelsEntry
+	20, // 4: containerd.services.snapshots.v1.PrepareSnapshotRequest.labels:type_name -> containerd.services.snapshots.v1.PrepareSnapshotRequest.LabelsEntry
+	24, // 5: containerd.services.snapshots.v1.PrepareSnapshotResponse.mounts:type_name -> containerd.types.Mount
+	21, // 6: containerd.services.snapshots.v1.ViewSnapshotRequest.labels:type_name -> containerd.services.snapshots.v1.ViewSnapshotRequest.LabelsEntry
+	24, // 7: containerd.services.snapshots.v1.ViewSnapshotResponse.mounts:type_name -> containerd.types.Mount
+	24, // 8: containerd.services.snapshots.v1.MountsResponse.mounts:type_name -> containerd.types.Mount
+	22, // 9: containerd.services.snapshots.v1.CommitSnapshotRequest.labels:type_name -> containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntry
+	1,  // 10: containerd.services.snapshots.v1.StatSnapshotResponse.info:type_name -> containerd.services.snapshots.v1.Info
+	1,  // 11: containerd.services.snapshots.v1.UpdateSnapshotRequest.info:type_name -> containerd.services.snapshots.v1.Info
+	25, // 12: containerd.services.snapshots.v1.UpdateSnapshotRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 13: containerd.services.snapshots.v1.UpdateSnapshotResponse.info:type_name -> containerd.services.snapshots.v1.Info
+	1,  // 14: containerd.services.snapshots.v1.ListSnapshotsResponse.info:type_name -> containerd.services.snapshots.v1.Info
 	15, // [15:15] is the sub-list for method output_type
 	15, // [15:15] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name

@@ -25,190 +25,39 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type CheckpointTaskRequest struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId      string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ParentCheckpoint string                 `protobuf:"bytes,2,opt,name=parent_checkpoint,json=parentCheckpoint,proto3" json:"parent_checkpoint,omitempty"`
-	Options          *anypb.Any             `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
-}
-
-func (x *CheckpointTaskRequest) Reset() {
-	*x = CheckpointTaskRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CheckpointTaskRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CheckpointTaskRequest) ProtoMessage() {}
-
-func (x *CheckpointTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CheckpointTaskRequest.ProtoReflect.Descriptor instead.
-func (*CheckpointTaskRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *CheckpointTaskRequest) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
-	}
-	return ""
-}
-
-func (x *CheckpointTaskRequest) GetParentCheckpoint() string {
-	if x != nil {
-		return x.ParentCheckpoint
-	}
-	return ""
-}
-
-func (x *CheckpointTaskRequest) GetOptions() *anypb.Any {
-	if x != nil {
-		return x.Options
-	}
-	return nil
-}
-
-type CheckpointTaskResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Descriptors   []*types.Descriptor    `protobuf:"bytes,1,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CheckpointTaskResponse) Reset() {
-	*x = CheckpointTaskResponse{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CheckpointTaskResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CheckpointTaskResponse) ProtoMessage() {}
-
-func (x *CheckpointTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CheckpointTaskResponse.ProtoReflect.Descriptor instead.
-func (*CheckpointTaskResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *CheckpointTaskResponse) GetDescriptors() []*types.Descriptor {
-	if x != nil {
-		return x.Descriptors
-	}
-	return nil
-}
-
-type CloseIORequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Stdin         bool                   `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CloseIORequest) Reset() {
-	*x = CloseIORequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CloseIORequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CloseIORequest) ProtoMessage() {}
-
-func (x *CloseIORequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CloseIORequest.ProtoReflect.Descriptor instead.
-func (*CloseIORequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *CloseIORequest) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
-	}
-	return ""
-}
-
-func (x *CloseIORequest) GetExecId() string {
-	if x != nil {
-		return x.ExecId
-	}
-	return ""
-}
-
-func (x *CloseIORequest) GetStdin() bool {
-	if x != nil {
-		return x.Stdin
-	}
-	return false
-}
-
+// Request of Create.
 type CreateTaskRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId    string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Rootfs         []*types.Mount         `protobuf:"bytes,3,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
-	Stdin          string                 `protobuf:"bytes,4,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Stdout         string                 `protobuf:"bytes,5,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr         string                 `protobuf:"bytes,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
-	Terminal       bool                   `protobuf:"varint,7,opt,name=terminal,proto3" json:"terminal,omitempty"`
-	Checkpoint     *types.Descriptor      `protobuf:"bytes,8,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
-	Options        *anypb.Any             `protobuf:"bytes,9,opt,name=options,proto3" json:"options,omitempty"`
-	RuntimePath    string                 `protobuf:"bytes,10,opt,name=runtime_path,json=runtimePath,proto3" json:"runtime_path,omitempty"`
-	TaskApiAddress string                 `protobuf:"bytes,11,opt,name=task_api_address,json=taskApiAddress,proto3" json:"task_api_address,omitempty"`
-	TaskApiVersion uint32                 `protobuf:"varint,12,opt,name=task_api_version,json=taskApiVersion,proto3" json:"task_api_version,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// Mounted by the shim, as Snapshots.Mounts gave them.
+	Rootfs []*types.Mount `protobuf:"bytes,3,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
+	// Path of a fifo that the client made, or empty for no stream. stdout and
+	// stderr alike; stdout may also be fifo://, file://, binary:// or
+	// binary-v2://, and its scheme decides for stderr too.
+	Stdin  string `protobuf:"bytes,4,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout string `protobuf:"bytes,5,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr string `protobuf:"bytes,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// The process gets a terminal of its own; then there is no stderr.
+	Terminal bool `protobuf:"varint,7,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// What to restore from: a tar of a CRIU image in the content store.
+	Checkpoint *types.Descriptor `protobuf:"bytes,8,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// containerd.runc.v1.Options. Those of other runtimes belong into the
+	// container's record.
+	Options *anypb.Any `protobuf:"bytes,9,opt,name=options,proto3" json:"options,omitempty"`
+	// If set, the runtime to use instead of the record's.
+	RuntimePath string `protobuf:"bytes,10,opt,name=runtime_path,json=runtimePath,proto3" json:"runtime_path,omitempty"`
+	// Where a sandbox serves the task API: ttrpc+unix://PATH or
+	// grpc+vsock://CID:PORT.
+	TaskApiAddress string `protobuf:"bytes,11,opt,name=task_api_address,json=taskApiAddress,proto3" json:"task_api_address,omitempty"`
+	// Of that API, 2 or 3.
+	TaskApiVersion uint32 `protobuf:"varint,12,opt,name=task_api_version,json=taskApiVersion,proto3" json:"task_api_version,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateTaskRequest) Reset() {
 	*x = CreateTaskRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[3]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -220,7 +69,7 @@ func (x *CreateTaskRequest) String() string {
 func (*CreateTaskRequest) ProtoMessage() {}
 
 func (x *CreateTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[3]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -233,7 +82,7 @@ func (x *CreateTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTaskRequest.ProtoReflect.Descriptor instead.
 func (*CreateTaskRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{3}
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *CreateTaskRequest) GetContainerId() string {
@@ -313,17 +162,19 @@ func (x *CreateTaskRequest) GetTaskApiVersion() uint32 {
 	return 0
 }
 
+// Answer of Create.
 type CreateTaskResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// Of the process, in the daemon's pid namespace. So are all pids here.
+	Pid           uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateTaskResponse) Reset() {
 	*x = CreateTaskResponse{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[4]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +186,7 @@ func (x *CreateTaskResponse) String() string {
 func (*CreateTaskResponse) ProtoMessage() {}
 
 func (x *CreateTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[4]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +199,7 @@ func (x *CreateTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTaskResponse.ProtoReflect.Descriptor instead.
 func (*CreateTaskResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{4}
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *CreateTaskResponse) GetContainerId() string {
@@ -365,6 +216,150 @@ func (x *CreateTaskResponse) GetPid() uint32 {
 	return 0
 }
 
+// Request of Start.
+type StartRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRequest) Reset() {
+	*x = StartRequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRequest) ProtoMessage() {}
+
+func (x *StartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
+func (*StartRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *StartRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *StartRequest) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+// Answer of Start.
+type StartResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartResponse) Reset() {
+	*x = StartResponse{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartResponse) ProtoMessage() {}
+
+func (x *StartResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
+func (*StartResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StartResponse) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+// Request of Delete.
+type DeleteTaskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTaskRequest) Reset() {
+	*x = DeleteTaskRequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTaskRequest) ProtoMessage() {}
+
+func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTaskRequest.ProtoReflect.Descriptor instead.
+func (*DeleteTaskRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DeleteTaskRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+// Request of DeleteProcess.
 type DeleteProcessRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -417,10 +412,14 @@ func (x *DeleteProcessRequest) GetExecId() string {
 	return ""
 }
 
+// Answer of Delete and DeleteProcess.
 type DeleteResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The exec's id; of a task the container's.
+	Id  string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Pid uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	// What the process returned, or 128 and the number of the signal that ended
+	// it.
 	ExitStatus    uint32                 `protobuf:"varint,3,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
 	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -485,27 +484,29 @@ func (x *DeleteResponse) GetExitedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-type DeleteTaskRequest struct {
+// Request of Get.
+type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *DeleteTaskRequest) Reset() {
-	*x = DeleteTaskRequest{}
+func (x *GetRequest) Reset() {
+	*x = GetRequest{}
 	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *DeleteTaskRequest) String() string {
+func (x *GetRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*DeleteTaskRequest) ProtoMessage() {}
+func (*GetRequest) ProtoMessage() {}
 
-func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
+func (x *GetRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -517,34 +518,251 @@ func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use DeleteTaskRequest.ProtoReflect.Descriptor instead.
-func (*DeleteTaskRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
+func (*GetRequest) Descriptor() ([]byte, []int) {
 	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *DeleteTaskRequest) GetContainerId() string {
+func (x *GetRequest) GetContainerId() string {
 	if x != nil {
 		return x.ContainerId
 	}
 	return ""
 }
 
-type ExecProcessRequest struct {
+func (x *GetRequest) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+// Answer of Get.
+type GetResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Stdin         string                 `protobuf:"bytes,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Stdout        string                 `protobuf:"bytes,3,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        string                 `protobuf:"bytes,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
-	Terminal      bool                   `protobuf:"varint,5,opt,name=terminal,proto3" json:"terminal,omitempty"`
-	Spec          *anypb.Any             `protobuf:"bytes,6,opt,name=spec,proto3" json:"spec,omitempty"`
-	ExecId        string                 `protobuf:"bytes,7,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Process       *task.Process          `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetResponse) Reset() {
+	*x = GetResponse{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetResponse) ProtoMessage() {}
+
+func (x *GetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
+func (*GetResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GetResponse) GetProcess() *task.Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+// Request of List.
+type ListTasksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Not in use.
+	Filter        string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTasksRequest) Reset() {
+	*x = ListTasksRequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTasksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTasksRequest) ProtoMessage() {}
+
+func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
+func (*ListTasksRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListTasksRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+// Answer of List.
+type ListTasksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tasks         []*task.Process        `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTasksResponse) Reset() {
+	*x = ListTasksResponse{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTasksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTasksResponse) ProtoMessage() {}
+
+func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
+func (*ListTasksResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListTasksResponse) GetTasks() []*task.Process {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+// Request of Kill.
+type KillRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	// Number of the signal.
+	Signal uint32 `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`
+	// To every process of the task.
+	All           bool `protobuf:"varint,4,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KillRequest) Reset() {
+	*x = KillRequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KillRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KillRequest) ProtoMessage() {}
+
+func (x *KillRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
+func (*KillRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *KillRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *KillRequest) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+func (x *KillRequest) GetSignal() uint32 {
+	if x != nil {
+		return x.Signal
+	}
+	return 0
+}
+
+func (x *KillRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+// Request of Exec. Streams and terminal are as in Create.
+type ExecProcessRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Stdin       string                 `protobuf:"bytes,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout      string                 `protobuf:"bytes,3,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr      string                 `protobuf:"bytes,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Terminal    bool                   `protobuf:"varint,5,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// Process of the OCI runtime spec, as JSON.
+	Spec *anypb.Any `protobuf:"bytes,6,opt,name=spec,proto3" json:"spec,omitempty"`
+	// Required; an identifier.
+	ExecId        string `protobuf:"bytes,7,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecProcessRequest) Reset() {
 	*x = ExecProcessRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[8]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -556,7 +774,7 @@ func (x *ExecProcessRequest) String() string {
 func (*ExecProcessRequest) ProtoMessage() {}
 
 func (x *ExecProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[8]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -569,7 +787,7 @@ func (x *ExecProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecProcessRequest.ProtoReflect.Descriptor instead.
 func (*ExecProcessRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{8}
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExecProcessRequest) GetContainerId() string {
@@ -621,6 +839,7 @@ func (x *ExecProcessRequest) GetExecId() string {
 	return ""
 }
 
+// Not in use; Exec answers google.protobuf.Empty.
 type ExecProcessResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -629,7 +848,7 @@ type ExecProcessResponse struct {
 
 func (x *ExecProcessResponse) Reset() {
 	*x = ExecProcessResponse{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[9]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +860,7 @@ func (x *ExecProcessResponse) String() string {
 func (*ExecProcessResponse) ProtoMessage() {}
 
 func (x *ExecProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[9]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,494 +873,25 @@ func (x *ExecProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecProcessResponse.ProtoReflect.Descriptor instead.
 func (*ExecProcessResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{9}
-}
-
-type GetRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetRequest) Reset() {
-	*x = GetRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetRequest) ProtoMessage() {}
-
-func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
-func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *GetRequest) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
-	}
-	return ""
-}
-
-func (x *GetRequest) GetExecId() string {
-	if x != nil {
-		return x.ExecId
-	}
-	return ""
-}
-
-type GetResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Process       *task.Process          `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetResponse) Reset() {
-	*x = GetResponse{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetResponse) ProtoMessage() {}
-
-func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
-func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *GetResponse) GetProcess() *task.Process {
-	if x != nil {
-		return x.Process
-	}
-	return nil
-}
-
-type KillRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Signal        uint32                 `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`
-	All           bool                   `protobuf:"varint,4,opt,name=all,proto3" json:"all,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *KillRequest) Reset() {
-	*x = KillRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *KillRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*KillRequest) ProtoMessage() {}
-
-func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
-func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *KillRequest) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
-	}
-	return ""
-}
-
-func (x *KillRequest) GetExecId() string {
-	if x != nil {
-		return x.ExecId
-	}
-	return ""
-}
-
-func (x *KillRequest) GetSignal() uint32 {
-	if x != nil {
-		return x.Signal
-	}
-	return 0
-}
-
-func (x *KillRequest) GetAll() bool {
-	if x != nil {
-		return x.All
-	}
-	return false
-}
-
-type ListPidsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListPidsRequest) Reset() {
-	*x = ListPidsRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListPidsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListPidsRequest) ProtoMessage() {}
-
-func (x *ListPidsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListPidsRequest.ProtoReflect.Descriptor instead.
-func (*ListPidsRequest) Descriptor() ([]byte, []int) {
 	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *ListPidsRequest) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
-	}
-	return ""
-}
-
-type ListPidsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Processes     []*task.ProcessInfo    `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListPidsResponse) Reset() {
-	*x = ListPidsResponse{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListPidsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListPidsResponse) ProtoMessage() {}
-
-func (x *ListPidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListPidsResponse.ProtoReflect.Descriptor instead.
-func (*ListPidsResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *ListPidsResponse) GetProcesses() []*task.ProcessInfo {
-	if x != nil {
-		return x.Processes
-	}
-	return nil
-}
-
-type ListTasksRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filter        string                 `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListTasksRequest) Reset() {
-	*x = ListTasksRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListTasksRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListTasksRequest) ProtoMessage() {}
-
-func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
-func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *ListTasksRequest) GetFilter() string {
-	if x != nil {
-		return x.Filter
-	}
-	return ""
-}
-
-type ListTasksResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tasks         []*task.Process        `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListTasksResponse) Reset() {
-	*x = ListTasksResponse{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListTasksResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListTasksResponse) ProtoMessage() {}
-
-func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
-func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *ListTasksResponse) GetTasks() []*task.Process {
-	if x != nil {
-		return x.Tasks
-	}
-	return nil
-}
-
-type MetricsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []string               `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *MetricsRequest) Reset() {
-	*x = MetricsRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MetricsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MetricsRequest) ProtoMessage() {}
-
-func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
-func (*MetricsRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *MetricsRequest) GetFilters() []string {
-	if x != nil {
-		return x.Filters
-	}
-	return nil
-}
-
-type MetricsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metrics       []*types.Metric        `protobuf:"bytes,1,rep,name=metrics,proto3" json:"metrics,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *MetricsResponse) Reset() {
-	*x = MetricsResponse{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MetricsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MetricsResponse) ProtoMessage() {}
-
-func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
-func (*MetricsResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *MetricsResponse) GetMetrics() []*types.Metric {
-	if x != nil {
-		return x.Metrics
-	}
-	return nil
-}
-
-type PauseTaskRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PauseTaskRequest) Reset() {
-	*x = PauseTaskRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PauseTaskRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PauseTaskRequest) ProtoMessage() {}
-
-func (x *PauseTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PauseTaskRequest.ProtoReflect.Descriptor instead.
-func (*PauseTaskRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *PauseTaskRequest) GetContainerId() string {
-	if x != nil {
-		return x.ContainerId
-	}
-	return ""
-}
-
+// Request of ResizePty.
 type ResizePtyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Width         uint32                 `protobuf:"varint,3,opt,name=width,proto3" json:"width,omitempty"`
-	Height        uint32                 `protobuf:"varint,4,opt,name=height,proto3" json:"height,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	// Columns.
+	Width uint32 `protobuf:"varint,3,opt,name=width,proto3" json:"width,omitempty"`
+	// Rows.
+	Height        uint32 `protobuf:"varint,4,opt,name=height,proto3" json:"height,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResizePtyRequest) Reset() {
 	*x = ResizePtyRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[20]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +903,7 @@ func (x *ResizePtyRequest) String() string {
 func (*ResizePtyRequest) ProtoMessage() {}
 
 func (x *ResizePtyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[20]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +916,7 @@ func (x *ResizePtyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizePtyRequest.ProtoReflect.Descriptor instead.
 func (*ResizePtyRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{20}
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResizePtyRequest) GetContainerId() string {
@@ -1197,6 +947,114 @@ func (x *ResizePtyRequest) GetHeight() uint32 {
 	return 0
 }
 
+// Request of CloseIO.
+type CloseIORequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	// Without it nothing is closed.
+	Stdin         bool `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseIORequest) Reset() {
+	*x = CloseIORequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseIORequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseIORequest) ProtoMessage() {}
+
+func (x *CloseIORequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseIORequest.ProtoReflect.Descriptor instead.
+func (*CloseIORequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CloseIORequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *CloseIORequest) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+func (x *CloseIORequest) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+// Request of Pause.
+type PauseTaskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseTaskRequest) Reset() {
+	*x = PauseTaskRequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseTaskRequest) ProtoMessage() {}
+
+func (x *PauseTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseTaskRequest.ProtoReflect.Descriptor instead.
+func (*PauseTaskRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PauseTaskRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+// Request of Resume.
 type ResumeTaskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1206,7 +1064,7 @@ type ResumeTaskRequest struct {
 
 func (x *ResumeTaskRequest) Reset() {
 	*x = ResumeTaskRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[21]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1076,7 @@ func (x *ResumeTaskRequest) String() string {
 func (*ResumeTaskRequest) ProtoMessage() {}
 
 func (x *ResumeTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[21]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1089,7 @@ func (x *ResumeTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeTaskRequest.ProtoReflect.Descriptor instead.
 func (*ResumeTaskRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{21}
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResumeTaskRequest) GetContainerId() string {
@@ -1241,29 +1099,29 @@ func (x *ResumeTaskRequest) GetContainerId() string {
 	return ""
 }
 
-type StartRequest struct {
+// Request of ListPids.
+type ListPidsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StartRequest) Reset() {
-	*x = StartRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[22]
+func (x *ListPidsRequest) Reset() {
+	*x = ListPidsRequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StartRequest) String() string {
+func (x *ListPidsRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StartRequest) ProtoMessage() {}
+func (*ListPidsRequest) ProtoMessage() {}
 
-func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[22]
+func (x *ListPidsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,47 +1132,42 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
-func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{22}
+// Deprecated: Use ListPidsRequest.ProtoReflect.Descriptor instead.
+func (*ListPidsRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{18}
 }
 
-func (x *StartRequest) GetContainerId() string {
+func (x *ListPidsRequest) GetContainerId() string {
 	if x != nil {
 		return x.ContainerId
 	}
 	return ""
 }
 
-func (x *StartRequest) GetExecId() string {
-	if x != nil {
-		return x.ExecId
-	}
-	return ""
-}
-
-type StartResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+// Answer of ListPids.
+type ListPidsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of an exec with its containerd.runc.v1.ProcessDetails.
+	Processes     []*task.ProcessInfo `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StartResponse) Reset() {
-	*x = StartResponse{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[23]
+func (x *ListPidsResponse) Reset() {
+	*x = ListPidsResponse{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StartResponse) String() string {
+func (x *ListPidsResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StartResponse) ProtoMessage() {}
+func (*ListPidsResponse) ProtoMessage() {}
 
-func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[23]
+func (x *ListPidsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,30 +1178,143 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
-func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{23}
+// Deprecated: Use ListPidsResponse.ProtoReflect.Descriptor instead.
+func (*ListPidsResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{19}
 }
 
-func (x *StartResponse) GetPid() uint32 {
+func (x *ListPidsResponse) GetProcesses() []*task.ProcessInfo {
 	if x != nil {
-		return x.Pid
+		return x.Processes
 	}
-	return 0
+	return nil
 }
 
+// Request of Checkpoint.
+type CheckpointTaskRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// Not in use.
+	ParentCheckpoint string `protobuf:"bytes,2,opt,name=parent_checkpoint,json=parentCheckpoint,proto3" json:"parent_checkpoint,omitempty"`
+	// containerd.runc.v1.CheckpointOptions; with an image_path the checkpoint
+	// goes there and the answer is empty.
+	Options       *anypb.Any `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointTaskRequest) Reset() {
+	*x = CheckpointTaskRequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointTaskRequest) ProtoMessage() {}
+
+func (x *CheckpointTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointTaskRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointTaskRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CheckpointTaskRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *CheckpointTaskRequest) GetParentCheckpoint() string {
+	if x != nil {
+		return x.ParentCheckpoint
+	}
+	return ""
+}
+
+func (x *CheckpointTaskRequest) GetOptions() *anypb.Any {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// Answer of Checkpoint.
+type CheckpointTaskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tar of the image and the spec of the container.
+	Descriptors   []*types.Descriptor `protobuf:"bytes,1,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointTaskResponse) Reset() {
+	*x = CheckpointTaskResponse{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointTaskResponse) ProtoMessage() {}
+
+func (x *CheckpointTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointTaskResponse.ProtoReflect.Descriptor instead.
+func (*CheckpointTaskResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CheckpointTaskResponse) GetDescriptors() []*types.Descriptor {
+	if x != nil {
+		return x.Descriptors
+	}
+	return nil
+}
+
+// Request of Update.
 type UpdateTaskRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Resources     *anypb.Any             `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
-	Annotations   map[string]string      `protobuf:"bytes,3,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// LinuxResources of the OCI runtime spec, as JSON.
+	Resources *anypb.Any `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
+	// For runtimes that take more than resources.
+	Annotations   map[string]string `protobuf:"bytes,3,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateTaskRequest) Reset() {
 	*x = UpdateTaskRequest{}
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[24]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1326,7 @@ func (x *UpdateTaskRequest) String() string {
 func (*UpdateTaskRequest) ProtoMessage() {}
 
 func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[24]
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1339,7 @@ func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskRequest.ProtoReflect.Descriptor instead.
 func (*UpdateTaskRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{24}
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UpdateTaskRequest) GetContainerId() string {
@@ -1397,6 +1363,98 @@ func (x *UpdateTaskRequest) GetAnnotations() map[string]string {
 	return nil
 }
 
+// Request of Metrics.
+type MetricsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must match; none is all. Fields: id, namespace.
+	Filters       []string `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetricsRequest) Reset() {
+	*x = MetricsRequest{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetricsRequest) ProtoMessage() {}
+
+func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
+func (*MetricsRequest) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *MetricsRequest) GetFilters() []string {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+// Answer of Metrics.
+type MetricsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Metrics       []*types.Metric        `protobuf:"bytes,1,rep,name=metrics,proto3" json:"metrics,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetricsResponse) Reset() {
+	*x = MetricsResponse{}
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetricsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetricsResponse) ProtoMessage() {}
+
+func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_tasks_v1_tasks_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
+func (*MetricsResponse) Descriptor() ([]byte, []int) {
+	return file_api_services_tasks_v1_tasks_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *MetricsResponse) GetMetrics() []*types.Metric {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+// Request of Wait.
 type WaitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1449,8 +1507,11 @@ func (x *WaitRequest) GetExecId() string {
 	return ""
 }
 
+// Answer of Wait.
 type WaitResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the process returned, or 128 and the number of the signal that ended
+	// it; 255 if nobody saw it end.
 	ExitStatus    uint32                 `protobuf:"varint,1,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
 	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1505,17 +1566,7 @@ var File_api_services_tasks_v1_tasks_proto protoreflect.FileDescriptor
 
 const file_api_services_tasks_v1_tasks_proto_rawDesc = "" +
 	"\n" +
-	"!api/services/tasks/v1/tasks.proto\x12\x1ccontainerd.services.tasks.v1\x1a\x1aapi/types/descriptor.proto\x1a\x17api/types/metrics.proto\x1a\x15api/types/mount.proto\x1a\x19api/types/task/task.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x01\n" +
-	"\x15CheckpointTaskRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12+\n" +
-	"\x11parent_checkpoint\x18\x02 \x01(\tR\x10parentCheckpoint\x12.\n" +
-	"\aoptions\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\aoptions\"X\n" +
-	"\x16CheckpointTaskResponse\x12>\n" +
-	"\vdescriptors\x18\x01 \x03(\v2\x1c.containerd.types.DescriptorR\vdescriptors\"b\n" +
-	"\x0eCloseIORequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x14\n" +
-	"\x05stdin\x18\x03 \x01(\bR\x05stdin\"\xb4\x03\n" +
+	"!api/services/tasks/v1/tasks.proto\x12\x1ccontainerd.services.tasks.v1\x1a\x1aapi/types/descriptor.proto\x1a\x17api/types/metrics.proto\x1a\x15api/types/mount.proto\x1a\x19api/types/task/task.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x03\n" +
 	"\x11CreateTaskRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12/\n" +
 	"\x06rootfs\x18\x03 \x03(\v2\x17.containerd.types.MountR\x06rootfs\x12\x14\n" +
@@ -1533,7 +1584,14 @@ const file_api_services_tasks_v1_tasks_proto_rawDesc = "" +
 	"\x10task_api_version\x18\f \x01(\rR\x0etaskApiVersionJ\x04\b\x02\x10\x03\"I\n" +
 	"\x12CreateTaskResponse\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\rR\x03pid\"R\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\"J\n" +
+	"\fStartRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\"!\n" +
+	"\rStartResponse\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\"6\n" +
+	"\x11DeleteTaskRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"R\n" +
 	"\x14DeleteProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x8c\x01\n" +
@@ -1542,9 +1600,22 @@ const file_api_services_tasks_v1_tasks_proto_rawDesc = "" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1f\n" +
 	"\vexit_status\x18\x03 \x01(\rR\n" +
 	"exitStatus\x127\n" +
-	"\texited_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\"6\n" +
-	"\x11DeleteTaskRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\xdc\x01\n" +
+	"\texited_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\"H\n" +
+	"\n" +
+	"GetRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\"E\n" +
+	"\vGetResponse\x126\n" +
+	"\aprocess\x18\x01 \x01(\v2\x1c.containerd.v1.types.ProcessR\aprocess\"*\n" +
+	"\x10ListTasksRequest\x12\x16\n" +
+	"\x06filter\x18\x01 \x01(\tR\x06filter\"G\n" +
+	"\x11ListTasksResponse\x122\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x1c.containerd.v1.types.ProcessR\x05tasks\"s\n" +
+	"\vKillRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x16\n" +
+	"\x06signal\x18\x03 \x01(\rR\x06signal\x12\x10\n" +
+	"\x03all\x18\x04 \x01(\bR\x03all\"\xdc\x01\n" +
 	"\x12ExecProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x14\n" +
 	"\x05stdin\x18\x02 \x01(\tR\x05stdin\x12\x16\n" +
@@ -1553,51 +1624,41 @@ const file_api_services_tasks_v1_tasks_proto_rawDesc = "" +
 	"\bterminal\x18\x05 \x01(\bR\bterminal\x12(\n" +
 	"\x04spec\x18\x06 \x01(\v2\x14.google.protobuf.AnyR\x04spec\x12\x17\n" +
 	"\aexec_id\x18\a \x01(\tR\x06execId\"\x15\n" +
-	"\x13ExecProcessResponse\"H\n" +
-	"\n" +
-	"GetRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"E\n" +
-	"\vGetResponse\x126\n" +
-	"\aprocess\x18\x01 \x01(\v2\x1c.containerd.v1.types.ProcessR\aprocess\"s\n" +
-	"\vKillRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x16\n" +
-	"\x06signal\x18\x03 \x01(\rR\x06signal\x12\x10\n" +
-	"\x03all\x18\x04 \x01(\bR\x03all\"4\n" +
-	"\x0fListPidsRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"R\n" +
-	"\x10ListPidsResponse\x12>\n" +
-	"\tprocesses\x18\x01 \x03(\v2 .containerd.v1.types.ProcessInfoR\tprocesses\"*\n" +
-	"\x10ListTasksRequest\x12\x16\n" +
-	"\x06filter\x18\x01 \x01(\tR\x06filter\"G\n" +
-	"\x11ListTasksResponse\x122\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x1c.containerd.v1.types.ProcessR\x05tasks\"*\n" +
-	"\x0eMetricsRequest\x12\x18\n" +
-	"\afilters\x18\x01 \x03(\tR\afilters\"E\n" +
-	"\x0fMetricsResponse\x122\n" +
-	"\ametrics\x18\x01 \x03(\v2\x18.containerd.types.MetricR\ametrics\"5\n" +
-	"\x10PauseTaskRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"|\n" +
+	"\x13ExecProcessResponse\"|\n" +
 	"\x10ResizePtyRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x14\n" +
 	"\x05width\x18\x03 \x01(\rR\x05width\x12\x16\n" +
-	"\x06height\x18\x04 \x01(\rR\x06height\"6\n" +
-	"\x11ResumeTaskRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"J\n" +
-	"\fStartRequest\x12!\n" +
+	"\x06height\x18\x04 \x01(\rR\x06height\"b\n" +
+	"\x0eCloseIORequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"!\n" +
-	"\rStartResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x8e\x02\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x14\n" +
+	"\x05stdin\x18\x03 \x01(\bR\x05stdin\"5\n" +
+	"\x10PauseTaskRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"6\n" +
+	"\x11ResumeTaskRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"4\n" +
+	"\x0fListPidsRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"R\n" +
+	"\x10ListPidsResponse\x12>\n" +
+	"\tprocesses\x18\x01 \x03(\v2 .containerd.v1.types.ProcessInfoR\tprocesses\"\x97\x01\n" +
+	"\x15CheckpointTaskRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12+\n" +
+	"\x11parent_checkpoint\x18\x02 \x01(\tR\x10parentCheckpoint\x12.\n" +
+	"\aoptions\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\aoptions\"X\n" +
+	"\x16CheckpointTaskResponse\x12>\n" +
+	"\vdescriptors\x18\x01 \x03(\v2\x1c.containerd.types.DescriptorR\vdescriptors\"\x8e\x02\n" +
 	"\x11UpdateTaskRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x122\n" +
 	"\tresources\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\tresources\x12b\n" +
 	"\vannotations\x18\x03 \x03(\v2@.containerd.services.tasks.v1.UpdateTaskRequest.AnnotationsEntryR\vannotations\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"*\n" +
+	"\x0eMetricsRequest\x12\x18\n" +
+	"\afilters\x18\x01 \x03(\tR\afilters\"E\n" +
+	"\x0fMetricsResponse\x122\n" +
+	"\ametrics\x18\x01 \x03(\v2\x18.containerd.types.MetricR\ametrics\"I\n" +
 	"\vWaitRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"h\n" +
@@ -1620,56 +1681,56 @@ func file_api_services_tasks_v1_tasks_proto_rawDescGZIP() []byte {
 
 var file_api_services_tasks_v1_tasks_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_api_services_tasks_v1_tasks_proto_goTypes = []any{
-	(*CheckpointTaskRequest)(nil),  // 0: containerd.services.tasks.v1.CheckpointTaskRequest
-	(*CheckpointTaskResponse)(nil), // 1: containerd.services.tasks.v1.CheckpointTaskResponse
-	(*CloseIORequest)(nil),         // 2: containerd.services.tasks.v1.CloseIORequest
-	(*CreateTaskRequest)(nil),      // 3: containerd.services.tasks.v1.CreateTaskRequest
-	(*CreateTaskResponse)(nil),     // 4: containerd.services.tasks.v1.CreateTaskResponse
+	(*CreateTaskRequest)(nil),      // 0: containerd.services.tasks.v1.CreateTaskRequest
+	(*CreateTaskResponse)(nil),     // 1: containerd.services.tasks.v1.CreateTaskResponse
+	(*StartRequest)(nil),           // 2: containerd.services.tasks.v1.StartRequest
+	(*StartResponse)(nil),          // 3: containerd.services.tasks.v1.StartResponse
+	(*DeleteTaskRequest)(nil),      // 4: containerd.services.tasks.v1.DeleteTaskRequest
 	(*DeleteProcessRequest)(nil),   // 5: containerd.services.tasks.v1.DeleteProcessRequest
 	(*DeleteResponse)(nil),         // 6: containerd.services.tasks.v1.DeleteResponse
-	(*DeleteTaskRequest)(nil),      // 7: containerd.services.tasks.v1.DeleteTaskRequest
-	(*ExecProcessRequest)(nil),     // 8: containerd.services.tasks.v1.ExecProcessRequest
-	(*ExecProcessResponse)(nil),    // 9: containerd.services.tasks.v1.ExecProcessResponse
-	(*GetRequest)(nil),             // 10: containerd.services.tasks.v1.GetRequest
-	(*GetResponse)(nil),            // 11: containerd.services.tasks.v1.GetResponse
-	(*KillRequest)(nil),            // 12: containerd.services.tasks.v1.KillRequest
-	(*ListPidsRequest)(nil),        // 13: containerd.services.tasks.v1.ListPidsRequest
-	(*ListPidsResponse)(nil),       // 14: containerd.services.tasks.v1.ListPidsResponse
-	(*ListTasksRequest)(nil),       // 15: containerd.services.tasks.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),      // 16: containerd.services.tasks.v1.ListTasksResponse
-	(*MetricsRequest)(nil),         // 17: containerd.services.tasks.v1.MetricsRequest
-	(*MetricsResponse)(nil),        // 18: containerd.services.tasks.v1.MetricsResponse
-	(*PauseTaskRequest)(nil),       // 19: containerd.services.tasks.v1.PauseTaskRequest
-	(*ResizePtyRequest)(nil),       // 20: containerd.services.tasks.v1.ResizePtyRequest
-	(*ResumeTaskRequest)(nil),      // 21: containerd.services.tasks.v1.ResumeTaskRequest
-	(*StartRequest)(nil),           // 22: containerd.services.tasks.v1.StartRequest
-	(*StartResponse)(nil),          // 23: containerd.services.tasks.v1.StartResponse
-	(*UpdateTaskRequest)(nil),      // 24: containerd.services.tasks.v1.UpdateTaskRequest
+	(*GetRequest)(nil),             // 7: containerd.services.tasks.v1.GetRequest
+	(*GetResponse)(nil),            // 8: containerd.services.tasks.v1.GetResponse
+	(*ListTasksRequest)(nil),       // 9: containerd.services.tasks.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),      // 10: containerd.services.tasks.v1.ListTasksResponse
+	(*KillRequest)(nil),            // 11: containerd.services.tasks.v1.KillRequest
+	(*ExecProcessRequest)(nil),     // 12: containerd.services.tasks.v1.ExecProcessRequest
+	(*ExecProcessResponse)(nil),    // 13: containerd.services.tasks.v1.ExecProcessResponse
+	(*ResizePtyRequest)(nil),       // 14: containerd.services.tasks.v1.ResizePtyRequest
+	(*CloseIORequest)(nil),         // 15: containerd.services.tasks.v1.CloseIORequest
+	(*PauseTaskRequest)(nil),       // 16: containerd.services.tasks.v1.PauseTaskRequest
+	(*ResumeTaskRequest)(nil),      // 17: containerd.services.tasks.v1.ResumeTaskRequest
+	(*ListPidsRequest)(nil),        // 18: containerd.services.tasks.v1.ListPidsRequest
+	(*ListPidsResponse)(nil),       // 19: containerd.services.tasks.v1.ListPidsResponse
+	(*CheckpointTaskRequest)(nil),  // 20: containerd.services.tasks.v1.CheckpointTaskRequest
+	(*CheckpointTaskResponse)(nil), // 21: containerd.services.tasks.v1.CheckpointTaskResponse
+	(*UpdateTaskRequest)(nil),      // 22: containerd.services.tasks.v1.UpdateTaskRequest
+	(*MetricsRequest)(nil),         // 23: containerd.services.tasks.v1.MetricsRequest
+	(*MetricsResponse)(nil),        // 24: containerd.services.tasks.v1.MetricsResponse
 	(*WaitRequest)(nil),            // 25: containerd.services.tasks.v1.WaitRequest
 	(*WaitResponse)(nil),           // 26: containerd.services.tasks.v1.WaitResponse
 	nil,                            // 27: containerd.services.tasks.v1.UpdateTaskRequest.AnnotationsEntry
-	(*anypb.Any)(nil),              // 28: google.protobuf.Any
+	(*types.Mount)(nil),            // 28: containerd.types.Mount
 	(*types.Descriptor)(nil),       // 29: containerd.types.Descriptor
-	(*types.Mount)(nil),            // 30: containerd.types.Mount
+	(*anypb.Any)(nil),              // 30: google.protobuf.Any
 	(*timestamppb.Timestamp)(nil),  // 31: google.protobuf.Timestamp
 	(*task.Process)(nil),           // 32: containerd.v1.types.Process
 	(*task.ProcessInfo)(nil),       // 33: containerd.v1.types.ProcessInfo
 	(*types.Metric)(nil),           // 34: containerd.types.Metric
 }
 var file_api_services_tasks_v1_tasks_proto_depIdxs = []int32{
-	28, // 0: containerd.services.tasks.v1.CheckpointTaskRequest.options:type_name -> google.protobuf.Any
-	29, // 1: containerd.services.tasks.v1.CheckpointTaskResponse.descriptors:type_name -> containerd.types.Descriptor
-	30, // 2: containerd.services.tasks.v1.CreateTaskRequest.rootfs:type_name -> containerd.types.Mount
-	29, // 3: containerd.services.tasks.v1.CreateTaskRequest.checkpoint:type_name -> containerd.types.Descriptor
-	28, // 4: containerd.services.tasks.v1.CreateTaskRequest.options:type_name -> google.protobuf.Any
-	31, // 5: containerd.services.tasks.v1.DeleteResponse.exited_at:type_name -> google.protobuf.Timestamp
-	28, // 6: containerd.services.tasks.v1.ExecProcessRequest.spec:type_name -> google.protobuf.Any
-	32, // 7: containerd.services.tasks.v1.GetResponse.process:type_name -> containerd.v1.types.Process
-	33, // 8: containerd.services.tasks.v1.ListPidsResponse.processes:type_name -> containerd.v1.types.ProcessInfo
-	32, // 9: containerd.services.tasks.v1.ListTasksResponse.tasks:type_name -> containerd.v1.types.Process
-	34, // 10: containerd.services.tasks.v1.MetricsResponse.metrics:type_name -> containerd.types.Metric
-	28, // 11: containerd.services.tasks.v1.UpdateTaskRequest.resources:type_name -> google.protobuf.Any
-	27, // 12: containerd.services.tasks.v1.UpdateTaskRequest.annotations:type_name -> containerd.services.tasks.v1.UpdateTaskRequest.AnnotationsEntry
+	28, // 0: containerd.services.tasks.v1.CreateTaskRequest.rootfs:type_name -> containerd.types.Mount
+	29, // 1: containerd.services.tasks.v1.CreateTaskRequest.checkpoint:type_name -> containerd.types.Descriptor
+	30, // 2: containerd.services.tasks.v1.CreateTaskRequest.options:type_name -> google.protobuf.Any
+	31, // 3: containerd.services.tasks.v1.DeleteResponse.exited_at:type_name -> google.protobuf.Timestamp
+	32, // 4: containerd.services.tasks.v1.GetResponse.process:type_name -> containerd.v1.types.Process
+	32, // 5: containerd.services.tasks.v1.ListTasksResponse.tasks:type_name -> containerd.v1.types.Process
+	30, // 6: containerd.services.tasks.v1.ExecProcessRequest.spec:type_name -> google.protobuf.Any
+	33, // 7: containerd.services.tasks.v1.ListPidsResponse.processes:type_name -> containerd.v1.types.ProcessInfo
+	30, // 8: containerd.services.tasks.v1.CheckpointTaskRequest.options:type_name -> google.protobuf.Any
+	29, // 9: containerd.services.tasks.v1.CheckpointTaskResponse.descriptors:type_name -> containerd.types.Descriptor
+	30, // 10: containerd.services.tasks.v1.UpdateTaskRequest.resources:type_name -> google.protobuf.Any
+	27, // 11: containerd.services.tasks.v1.UpdateTaskRequest.annotations:type_name -> containerd.services.tasks.v1.UpdateTaskRequest.AnnotationsEntry
+	34, // 12: containerd.services.tasks.v1.MetricsResponse.metrics:type_name -> containerd.types.Metric
 	31, // 13: containerd.services.tasks.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
 	14, // [14:14] is the sub-list for method output_type
 	14, // [14:14] is the sub-list for method input_type

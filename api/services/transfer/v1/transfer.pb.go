@@ -22,50 +22,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type TransferOptions struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ProgressStream string                 `protobuf:"bytes,1,opt,name=progress_stream,json=progressStream,proto3" json:"progress_stream,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *TransferOptions) Reset() {
-	*x = TransferOptions{}
-	mi := &file_api_services_transfer_v1_transfer_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TransferOptions) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TransferOptions) ProtoMessage() {}
-
-func (x *TransferOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_transfer_v1_transfer_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TransferOptions.ProtoReflect.Descriptor instead.
-func (*TransferOptions) Descriptor() ([]byte, []int) {
-	return file_api_services_transfer_v1_transfer_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *TransferOptions) GetProgressStream() string {
-	if x != nil {
-		return x.ProgressStream
-	}
-	return ""
-}
-
+// Request of Transfer. Source and destination are types of
+// containerd.types.transfer.
 type TransferRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        *anypb.Any             `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -77,7 +35,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_api_services_transfer_v1_transfer_proto_msgTypes[1]
+	mi := &file_api_services_transfer_v1_transfer_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -89,7 +47,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_services_transfer_v1_transfer_proto_msgTypes[1]
+	mi := &file_api_services_transfer_v1_transfer_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -102,7 +60,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_api_services_transfer_v1_transfer_proto_rawDescGZIP(), []int{1}
+	return file_api_services_transfer_v1_transfer_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *TransferRequest) GetSource() *anypb.Any {
@@ -126,17 +84,63 @@ func (x *TransferRequest) GetOptions() *TransferOptions {
 	return nil
 }
 
+// How to transfer.
+type TransferOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of a stream that gets Progress.
+	ProgressStream string `protobuf:"bytes,1,opt,name=progress_stream,json=progressStream,proto3" json:"progress_stream,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *TransferOptions) Reset() {
+	*x = TransferOptions{}
+	mi := &file_api_services_transfer_v1_transfer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferOptions) ProtoMessage() {}
+
+func (x *TransferOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_api_services_transfer_v1_transfer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferOptions.ProtoReflect.Descriptor instead.
+func (*TransferOptions) Descriptor() ([]byte, []int) {
+	return file_api_services_transfer_v1_transfer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TransferOptions) GetProgressStream() string {
+	if x != nil {
+		return x.ProgressStream
+	}
+	return ""
+}
+
 var File_api_services_transfer_v1_transfer_proto protoreflect.FileDescriptor
 
 const file_api_services_transfer_v1_transfer_proto_rawDesc = "" +
 	"\n" +
-	"'api/services/transfer/v1/transfer.proto\x12\x1fcontainerd.services.transfer.v1\x1a\x19google/protobuf/any.proto\":\n" +
-	"\x0fTransferOptions\x12'\n" +
-	"\x0fprogress_stream\x18\x01 \x01(\tR\x0eprogressStream\"\xc3\x01\n" +
+	"'api/services/transfer/v1/transfer.proto\x12\x1fcontainerd.services.transfer.v1\x1a\x19google/protobuf/any.proto\"\xc3\x01\n" +
 	"\x0fTransferRequest\x12,\n" +
 	"\x06source\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\x06source\x126\n" +
 	"\vdestination\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\vdestination\x12J\n" +
-	"\aoptions\x18\x03 \x01(\v20.containerd.services.transfer.v1.TransferOptionsR\aoptionsB;Z9github.com/berthd/berth/api/services/transfer/v1;transferb\x06proto3"
+	"\aoptions\x18\x03 \x01(\v20.containerd.services.transfer.v1.TransferOptionsR\aoptions\":\n" +
+	"\x0fTransferOptions\x12'\n" +
+	"\x0fprogress_stream\x18\x01 \x01(\tR\x0eprogressStreamB;Z9github.com/berthd/berth/api/services/transfer/v1;transferb\x06proto3"
 
 var (
 	file_api_services_transfer_v1_transfer_proto_rawDescOnce sync.Once
@@ -152,14 +156,14 @@ func file_api_services_transfer_v1_transfer_proto_rawDescGZIP() []byte {
 
 var file_api_services_transfer_v1_transfer_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_api_services_transfer_v1_transfer_proto_goTypes = []any{
-	(*TransferOptions)(nil), // 0: containerd.services.transfer.v1.TransferOptions
-	(*TransferRequest)(nil), // 1: containerd.services.transfer.v1.TransferRequest
+	(*TransferRequest)(nil), // 0: containerd.services.transfer.v1.TransferRequest
+	(*TransferOptions)(nil), // 1: containerd.services.transfer.v1.TransferOptions
 	(*anypb.Any)(nil),       // 2: google.protobuf.Any
 }
 var file_api_services_transfer_v1_transfer_proto_depIdxs = []int32{
 	2, // 0: containerd.services.transfer.v1.TransferRequest.source:type_name -> google.protobuf.Any
 	2, // 1: containerd.services.transfer.v1.TransferRequest.destination:type_name -> google.protobuf.Any
-	0, // 2: containerd.services.transfer.v1.TransferRequest.options:type_name -> containerd.services.transfer.v1.TransferOptions
+	1, // 2: containerd.services.transfer.v1.TransferRequest.options:type_name -> containerd.services.transfer.v1.TransferOptions
 	3, // [3:3] is the sub-list for method output_type
 	3, // [3:3] is the sub-list for method input_type
 	3, // [3:3] is the sub-list for extension type_name

@@ -27,55 +27,55 @@ const file_api_runtime_sandbox_v1_sandbox_service_proto_rawDesc = "" +
 	"\n" +
 	",api/runtime/sandbox/v1/sandbox_service.proto\x12\x1dcontainerd.runtime.sandbox.v1\x1a$api/runtime/sandbox/v1/sandbox.proto2\xbd\b\n" +
 	"\aSandbox\x12z\n" +
-	"\rCreateSandbox\x123.containerd.runtime.sandbox.v1.CreateSandboxRequest\x1a4.containerd.runtime.sandbox.v1.CreateSandboxResponse\x12f\n" +
-	"\vPingSandbox\x12*.containerd.runtime.sandbox.v1.PingRequest\x1a+.containerd.runtime.sandbox.v1.PingResponse\x12k\n" +
-	"\bPlatform\x12..containerd.runtime.sandbox.v1.PlatformRequest\x1a/.containerd.runtime.sandbox.v1.PlatformResponse\x12}\n" +
-	"\x0eSandboxMetrics\x124.containerd.runtime.sandbox.v1.SandboxMetricsRequest\x1a5.containerd.runtime.sandbox.v1.SandboxMetricsResponse\x12z\n" +
-	"\rSandboxStatus\x123.containerd.runtime.sandbox.v1.SandboxStatusRequest\x1a4.containerd.runtime.sandbox.v1.SandboxStatusResponse\x12\x80\x01\n" +
-	"\x0fShutdownSandbox\x125.containerd.runtime.sandbox.v1.ShutdownSandboxRequest\x1a6.containerd.runtime.sandbox.v1.ShutdownSandboxResponse\x12w\n" +
-	"\fStartSandbox\x122.containerd.runtime.sandbox.v1.StartSandboxRequest\x1a3.containerd.runtime.sandbox.v1.StartSandboxResponse\x12t\n" +
+	"\rCreateSandbox\x123.containerd.runtime.sandbox.v1.CreateSandboxRequest\x1a4.containerd.runtime.sandbox.v1.CreateSandboxResponse\x12w\n" +
+	"\fStartSandbox\x122.containerd.runtime.sandbox.v1.StartSandboxRequest\x1a3.containerd.runtime.sandbox.v1.StartSandboxResponse\x12k\n" +
+	"\bPlatform\x12..containerd.runtime.sandbox.v1.PlatformRequest\x1a/.containerd.runtime.sandbox.v1.PlatformResponse\x12t\n" +
 	"\vStopSandbox\x121.containerd.runtime.sandbox.v1.StopSandboxRequest\x1a2.containerd.runtime.sandbox.v1.StopSandboxResponse\x12t\n" +
-	"\vWaitSandbox\x121.containerd.runtime.sandbox.v1.WaitSandboxRequest\x1a2.containerd.runtime.sandbox.v1.WaitSandboxResponseBJZHgithub.com/berthd/berth/api/runtime/sandbox/v1/sandboxttrpc;sandboxttrpcb\x06proto3"
+	"\vWaitSandbox\x121.containerd.runtime.sandbox.v1.WaitSandboxRequest\x1a2.containerd.runtime.sandbox.v1.WaitSandboxResponse\x12z\n" +
+	"\rSandboxStatus\x123.containerd.runtime.sandbox.v1.SandboxStatusRequest\x1a4.containerd.runtime.sandbox.v1.SandboxStatusResponse\x12f\n" +
+	"\vPingSandbox\x12*.containerd.runtime.sandbox.v1.PingRequest\x1a+.containerd.runtime.sandbox.v1.PingResponse\x12\x80\x01\n" +
+	"\x0fShutdownSandbox\x125.containerd.runtime.sandbox.v1.ShutdownSandboxRequest\x1a6.containerd.runtime.sandbox.v1.ShutdownSandboxResponse\x12}\n" +
+	"\x0eSandboxMetrics\x124.containerd.runtime.sandbox.v1.SandboxMetricsRequest\x1a5.containerd.runtime.sandbox.v1.SandboxMetricsResponseBJZHgithub.com/berthd/berth/api/runtime/sandbox/v1/sandboxttrpc;sandboxttrpcb\x06proto3"
 
 var file_api_runtime_sandbox_v1_sandbox_service_proto_goTypes = []any{
 	(*v1.CreateSandboxRequest)(nil),    // 0: containerd.runtime.sandbox.v1.CreateSandboxRequest
-	(*v1.PingRequest)(nil),             // 1: containerd.runtime.sandbox.v1.PingRequest
+	(*v1.StartSandboxRequest)(nil),     // 1: containerd.runtime.sandbox.v1.StartSandboxRequest
 	(*v1.PlatformRequest)(nil),         // 2: containerd.runtime.sandbox.v1.PlatformRequest
-	(*v1.SandboxMetricsRequest)(nil),   // 3: containerd.runtime.sandbox.v1.SandboxMetricsRequest
-	(*v1.SandboxStatusRequest)(nil),    // 4: containerd.runtime.sandbox.v1.SandboxStatusRequest
-	(*v1.ShutdownSandboxRequest)(nil),  // 5: containerd.runtime.sandbox.v1.ShutdownSandboxRequest
-	(*v1.StartSandboxRequest)(nil),     // 6: containerd.runtime.sandbox.v1.StartSandboxRequest
-	(*v1.StopSandboxRequest)(nil),      // 7: containerd.runtime.sandbox.v1.StopSandboxRequest
-	(*v1.WaitSandboxRequest)(nil),      // 8: containerd.runtime.sandbox.v1.WaitSandboxRequest
+	(*v1.StopSandboxRequest)(nil),      // 3: containerd.runtime.sandbox.v1.StopSandboxRequest
+	(*v1.WaitSandboxRequest)(nil),      // 4: containerd.runtime.sandbox.v1.WaitSandboxRequest
+	(*v1.SandboxStatusRequest)(nil),    // 5: containerd.runtime.sandbox.v1.SandboxStatusRequest
+	(*v1.PingRequest)(nil),             // 6: containerd.runtime.sandbox.v1.PingRequest
+	(*v1.ShutdownSandboxRequest)(nil),  // 7: containerd.runtime.sandbox.v1.ShutdownSandboxRequest
+	(*v1.SandboxMetricsRequest)(nil),   // 8: containerd.runtime.sandbox.v1.SandboxMetricsRequest
 	(*v1.CreateSandboxResponse)(nil),   // 9: containerd.runtime.sandbox.v1.CreateSandboxResponse
-	(*v1.PingResponse)(nil),            // 10: containerd.runtime.sandbox.v1.PingResponse
+	(*v1.StartSandboxResponse)(nil),    // 10: containerd.runtime.sandbox.v1.StartSandboxResponse
 	(*v1.PlatformResponse)(nil),        // 11: containerd.runtime.sandbox.v1.PlatformResponse
-	(*v1.SandboxMetricsResponse)(nil),  // 12: containerd.runtime.sandbox.v1.SandboxMetricsResponse
-	(*v1.SandboxStatusResponse)(nil),   // 13: containerd.runtime.sandbox.v1.SandboxStatusResponse
-	(*v1.ShutdownSandboxResponse)(nil), // 14: containerd.runtime.sandbox.v1.ShutdownSandboxResponse
-	(*v1.StartSandboxResponse)(nil),    // 15: containerd.runtime.sandbox.v1.StartSandboxResponse
-	(*v1.StopSandboxResponse)(nil),     // 16: containerd.runtime.sandbox.v1.StopSandboxResponse
-	(*v1.WaitSandboxResponse)(nil),     // 17: containerd.runtime.sandbox.v1.WaitSandboxResponse
+	(*v1.StopSandboxResponse)(nil),     // 12: containerd.runtime.sandbox.v1.StopSandboxResponse
+	(*v1.WaitSandboxResponse)(nil),     // 13: containerd.runtime.sandbox.v1.WaitSandboxResponse
+	(*v1.SandboxStatusResponse)(nil),   // 14: containerd.runtime.sandbox.v1.SandboxStatusResponse
+	(*v1.PingResponse)(nil),            // 15: containerd.runtime.sandbox.v1.PingResponse
+	(*v1.ShutdownSandboxResponse)(nil), // 16: containerd.runtime.sandbox.v1.ShutdownSandboxResponse
+	(*v1.SandboxMetricsResponse)(nil),  // 17: containerd.runtime.sandbox.v1.SandboxMetricsResponse
 }
 var file_api_runtime_sandbox_v1_sandbox_service_proto_depIdxs = []int32{
 	0,  // 0: containerd.runtime.sandbox.v1.Sandbox.CreateSandbox:input_type -> containerd.runtime.sandbox.v1.CreateSandboxRequest
-	1,  // 1: containerd.runtime.sandbox.v1.Sandbox.PingSandbox:input_type -> containerd.runtime.sandbox.v1.PingRequest
+	1,  // 1: containerd.runtime.sandbox.v1.Sandbox.StartSandbox:input_type -> containerd.runtime.sandbox.v1.StartSandboxRequest
 	2,  // 2: containerd.runtime.sandbox.v1.Sandbox.Platform:input_type -> containerd.runtime.sandbox.v1.PlatformRequest
-	3,  // 3: containerd.runtime.sandbox.v1.Sandbox.SandboxMetrics:input_type -> containerd.runtime.sandbox.v1.SandboxMetricsRequest
-	4,  // 4: containerd.runtime.sandbox.v1.Sandbox.SandboxStatus:input_type -> containerd.runtime.sandbox.v1.SandboxStatusRequest
-	5,  // 5: containerd.runtime.sandbox.v1.Sandbox.ShutdownSandbox:input_type -> containerd.runtime.sandbox.v1.ShutdownSandboxRequest
-	6,  // 6: containerd.runtime.sandbox.v1.Sandbox.StartSandbox:input_type -> containerd.runtime.sandbox.v1.StartSandboxRequest
-	7,  // 7: containerd.runtime.sandbox.v1.Sandbox.StopSandbox:input_type -> containerd.runtime.sandbox.v1.StopSandboxRequest
-	8,  // 8: containerd.runtime.sandbox.v1.Sandbox.WaitSandbox:input_type -> containerd.runtime.sandbox.v1.WaitSandboxRequest
+	3,  // 3: containerd.runtime.sandbox.v1.Sandbox.StopSandbox:input_type -> containerd.runtime.sandbox.v1.StopSandboxRequest
+	4,  // 4: containerd.runtime.sandbox.v1.Sandbox.WaitSandbox:input_type -> containerd.runtime.sandbox.v1.WaitSandboxRequest
+	5,  // 5: containerd.runtime.sandbox.v1.Sandbox.SandboxStatus:input_type -> containerd.runtime.sandbox.v1.SandboxStatusRequest
+	6,  // 6: containerd.runtime.sandbox.v1.Sandbox.PingSandbox:input_type -> containerd.runtime.sandbox.v1.PingRequest
+	7,  // 7: containerd.runtime.sandbox.v1.Sandbox.ShutdownSandbox:input_type -> containerd.runtime.sandbox.v1.ShutdownSandboxRequest
+	8,  // 8: containerd.runtime.sandbox.v1.Sandbox.SandboxMetrics:input_type -> containerd.runtime.sandbox.v1.SandboxMetricsRequest
 	9,  // 9: containerd.runtime.sandbox.v1.Sandbox.CreateSandbox:output_type -> containerd.runtime.sandbox.v1.CreateSandboxResponse
-	10, // 10: containerd.runtime.sandbox.v1.Sandbox.PingSandbox:output_type -> containerd.runtime.sandbox.v1.PingResponse
+	10, // 10: containerd.runtime.sandbox.v1.Sandbox.StartSandbox:output_type -> containerd.runtime.sandbox.v1.StartSandboxResponse
 	11, // 11: containerd.runtime.sandbox.v1.Sandbox.Platform:output_type -> containerd.runtime.sandbox.v1.PlatformResponse
-	12, // 12: containerd.runtime.sandbox.v1.Sandbox.SandboxMetrics:output_type -> containerd.runtime.sandbox.v1.SandboxMetricsResponse
-	13, // 13: containerd.runtime.sandbox.v1.Sandbox.SandboxStatus:output_type -> containerd.runtime.sandbox.v1.SandboxStatusResponse
-	14, // 14: containerd.runtime.sandbox.v1.Sandbox.ShutdownSandbox:output_type -> containerd.runtime.sandbox.v1.ShutdownSandboxResponse
-	15, // 15: containerd.runtime.sandbox.v1.Sandbox.StartSandbox:output_type -> containerd.runtime.sandbox.v1.StartSandboxResponse
-	16, // 16: containerd.runtime.sandbox.v1.Sandbox.StopSandbox:output_type -> containerd.runtime.sandbox.v1.StopSandboxResponse
-	17, // 17: containerd.runtime.sandbox.v1.Sandbox.WaitSandbox:output_type -> containerd.runtime.sandbox.v1.WaitSandboxResponse
+	12, // 12: containerd.runtime.sandbox.v1.Sandbox.StopSandbox:output_type -> containerd.runtime.sandbox.v1.StopSandboxResponse
+	13, // 13: containerd.runtime.sandbox.v1.Sandbox.WaitSandbox:output_type -> containerd.runtime.sandbox.v1.WaitSandboxResponse
+	14, // 14: containerd.runtime.sandbox.v1.Sandbox.SandboxStatus:output_type -> containerd.runtime.sandbox.v1.SandboxStatusResponse
+	15, // 15: containerd.runtime.sandbox.v1.Sandbox.PingSandbox:output_type -> containerd.runtime.sandbox.v1.PingResponse
+	16, // 16: containerd.runtime.sandbox.v1.Sandbox.ShutdownSandbox:output_type -> containerd.runtime.sandbox.v1.ShutdownSandboxResponse
+	17, // 17: containerd.runtime.sandbox.v1.Sandbox.SandboxMetrics:output_type -> containerd.runtime.sandbox.v1.SandboxMetricsResponse
 	9,  // [9:18] is the sub-list for method output_type
 	0,  // [0:9] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name

@@ -10,14 +10,14 @@ import (
 
 type SandboxService interface {
 	CreateSandbox(context.Context, *v1.CreateSandboxRequest) (*v1.CreateSandboxResponse, error)
-	PingSandbox(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
-	Platform(context.Context, *v1.PlatformRequest) (*v1.PlatformResponse, error)
-	SandboxMetrics(context.Context, *v1.SandboxMetricsRequest) (*v1.SandboxMetricsResponse, error)
-	SandboxStatus(context.Context, *v1.SandboxStatusRequest) (*v1.SandboxStatusResponse, error)
-	ShutdownSandbox(context.Context, *v1.ShutdownSandboxRequest) (*v1.ShutdownSandboxResponse, error)
 	StartSandbox(context.Context, *v1.StartSandboxRequest) (*v1.StartSandboxResponse, error)
+	Platform(context.Context, *v1.PlatformRequest) (*v1.PlatformResponse, error)
 	StopSandbox(context.Context, *v1.StopSandboxRequest) (*v1.StopSandboxResponse, error)
 	WaitSandbox(context.Context, *v1.WaitSandboxRequest) (*v1.WaitSandboxResponse, error)
+	SandboxStatus(context.Context, *v1.SandboxStatusRequest) (*v1.SandboxStatusResponse, error)
+	PingSandbox(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
+	ShutdownSandbox(context.Context, *v1.ShutdownSandboxRequest) (*v1.ShutdownSandboxResponse, error)
+	SandboxMetrics(context.Context, *v1.SandboxMetricsRequest) (*v1.SandboxMetricsResponse, error)
 }
 
 func RegisterSandboxService(srv *ttrpc.Server, svc SandboxService) {
@@ -30,12 +30,12 @@ func RegisterSandboxService(srv *ttrpc.Server, svc SandboxService) {
 				}
 				return svc.CreateSandbox(ctx, &req)
 			},
-			"PingSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v1.PingRequest
+			"StartSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v1.StartSandboxRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.PingSandbox(ctx, &req)
+				return svc.StartSandbox(ctx, &req)
 			},
 			"Platform": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v1.PlatformRequest
@@ -43,34 +43,6 @@ func RegisterSandboxService(srv *ttrpc.Server, svc SandboxService) {
 					return nil, err
 				}
 				return svc.Platform(ctx, &req)
-			},
-			"SandboxMetrics": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v1.SandboxMetricsRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.SandboxMetrics(ctx, &req)
-			},
-			"SandboxStatus": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v1.SandboxStatusRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.SandboxStatus(ctx, &req)
-			},
-			"ShutdownSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v1.ShutdownSandboxRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.ShutdownSandbox(ctx, &req)
-			},
-			"StartSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v1.StartSandboxRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.StartSandbox(ctx, &req)
 			},
 			"StopSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v1.StopSandboxRequest
@@ -85,6 +57,34 @@ func RegisterSandboxService(srv *ttrpc.Server, svc SandboxService) {
 					return nil, err
 				}
 				return svc.WaitSandbox(ctx, &req)
+			},
+			"SandboxStatus": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v1.SandboxStatusRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.SandboxStatus(ctx, &req)
+			},
+			"PingSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v1.PingRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.PingSandbox(ctx, &req)
+			},
+			"ShutdownSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v1.ShutdownSandboxRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ShutdownSandbox(ctx, &req)
+			},
+			"SandboxMetrics": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v1.SandboxMetricsRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.SandboxMetrics(ctx, &req)
 			},
 		},
 	})
@@ -108,9 +108,9 @@ func (c *sandboxClient) CreateSandbox(ctx context.Context, req *v1.CreateSandbox
 	return &resp, nil
 }
 
-func (c *sandboxClient) PingSandbox(ctx context.Context, req *v1.PingRequest) (*v1.PingResponse, error) {
-	var resp v1.PingResponse
-	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "PingSandbox", req, &resp); err != nil {
+func (c *sandboxClient) StartSandbox(ctx context.Context, req *v1.StartSandboxRequest) (*v1.StartSandboxResponse, error) {
+	var resp v1.StartSandboxResponse
+	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "StartSandbox", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -119,38 +119,6 @@ func (c *sandboxClient) PingSandbox(ctx context.Context, req *v1.PingRequest) (*
 func (c *sandboxClient) Platform(ctx context.Context, req *v1.PlatformRequest) (*v1.PlatformResponse, error) {
 	var resp v1.PlatformResponse
 	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "Platform", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *sandboxClient) SandboxMetrics(ctx context.Context, req *v1.SandboxMetricsRequest) (*v1.SandboxMetricsResponse, error) {
-	var resp v1.SandboxMetricsResponse
-	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "SandboxMetrics", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *sandboxClient) SandboxStatus(ctx context.Context, req *v1.SandboxStatusRequest) (*v1.SandboxStatusResponse, error) {
-	var resp v1.SandboxStatusResponse
-	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "SandboxStatus", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *sandboxClient) ShutdownSandbox(ctx context.Context, req *v1.ShutdownSandboxRequest) (*v1.ShutdownSandboxResponse, error) {
-	var resp v1.ShutdownSandboxResponse
-	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "ShutdownSandbox", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *sandboxClient) StartSandbox(ctx context.Context, req *v1.StartSandboxRequest) (*v1.StartSandboxResponse, error) {
-	var resp v1.StartSandboxResponse
-	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "StartSandbox", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -167,6 +135,38 @@ func (c *sandboxClient) StopSandbox(ctx context.Context, req *v1.StopSandboxRequ
 func (c *sandboxClient) WaitSandbox(ctx context.Context, req *v1.WaitSandboxRequest) (*v1.WaitSandboxResponse, error) {
 	var resp v1.WaitSandboxResponse
 	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "WaitSandbox", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *sandboxClient) SandboxStatus(ctx context.Context, req *v1.SandboxStatusRequest) (*v1.SandboxStatusResponse, error) {
+	var resp v1.SandboxStatusResponse
+	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "SandboxStatus", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *sandboxClient) PingSandbox(ctx context.Context, req *v1.PingRequest) (*v1.PingResponse, error) {
+	var resp v1.PingResponse
+	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "PingSandbox", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *sandboxClient) ShutdownSandbox(ctx context.Context, req *v1.ShutdownSandboxRequest) (*v1.ShutdownSandboxResponse, error) {
+	var resp v1.ShutdownSandboxResponse
+	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "ShutdownSandbox", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *sandboxClient) SandboxMetrics(ctx context.Context, req *v1.SandboxMetricsRequest) (*v1.SandboxMetricsResponse, error) {
+	var resp v1.SandboxMetricsResponse
+	if err := c.client.Call(ctx, "containerd.runtime.sandbox.v1.Sandbox", "SandboxMetrics", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

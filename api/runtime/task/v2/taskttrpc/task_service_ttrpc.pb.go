@@ -10,48 +10,34 @@ import (
 )
 
 type TaskService interface {
-	Checkpoint(context.Context, *v2.CheckpointTaskRequest) (*emptypb.Empty, error)
-	CloseIO(context.Context, *v2.CloseIORequest) (*emptypb.Empty, error)
-	Connect(context.Context, *v2.ConnectRequest) (*v2.ConnectResponse, error)
-	Create(context.Context, *v2.CreateTaskRequest) (*v2.CreateTaskResponse, error)
-	Delete(context.Context, *v2.DeleteRequest) (*v2.DeleteResponse, error)
-	Exec(context.Context, *v2.ExecProcessRequest) (*emptypb.Empty, error)
-	Kill(context.Context, *v2.KillRequest) (*emptypb.Empty, error)
-	Pause(context.Context, *v2.PauseRequest) (*emptypb.Empty, error)
-	Pids(context.Context, *v2.PidsRequest) (*v2.PidsResponse, error)
-	ResizePty(context.Context, *v2.ResizePtyRequest) (*emptypb.Empty, error)
-	Resume(context.Context, *v2.ResumeRequest) (*emptypb.Empty, error)
-	Shutdown(context.Context, *v2.ShutdownRequest) (*emptypb.Empty, error)
-	Start(context.Context, *v2.StartRequest) (*v2.StartResponse, error)
 	State(context.Context, *v2.StateRequest) (*v2.StateResponse, error)
-	Stats(context.Context, *v2.StatsRequest) (*v2.StatsResponse, error)
+	Create(context.Context, *v2.CreateTaskRequest) (*v2.CreateTaskResponse, error)
+	Start(context.Context, *v2.StartRequest) (*v2.StartResponse, error)
+	Delete(context.Context, *v2.DeleteRequest) (*v2.DeleteResponse, error)
+	Pids(context.Context, *v2.PidsRequest) (*v2.PidsResponse, error)
+	Pause(context.Context, *v2.PauseRequest) (*emptypb.Empty, error)
+	Resume(context.Context, *v2.ResumeRequest) (*emptypb.Empty, error)
+	Checkpoint(context.Context, *v2.CheckpointTaskRequest) (*emptypb.Empty, error)
+	Kill(context.Context, *v2.KillRequest) (*emptypb.Empty, error)
+	Exec(context.Context, *v2.ExecProcessRequest) (*emptypb.Empty, error)
+	ResizePty(context.Context, *v2.ResizePtyRequest) (*emptypb.Empty, error)
+	CloseIO(context.Context, *v2.CloseIORequest) (*emptypb.Empty, error)
 	Update(context.Context, *v2.UpdateTaskRequest) (*emptypb.Empty, error)
 	Wait(context.Context, *v2.WaitRequest) (*v2.WaitResponse, error)
+	Stats(context.Context, *v2.StatsRequest) (*v2.StatsResponse, error)
+	Connect(context.Context, *v2.ConnectRequest) (*v2.ConnectResponse, error)
+	Shutdown(context.Context, *v2.ShutdownRequest) (*emptypb.Empty, error)
 }
 
 func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 	srv.RegisterService("containerd.task.v2.Task", &ttrpc.ServiceDesc{
 		Methods: map[string]ttrpc.Method{
-			"Checkpoint": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.CheckpointTaskRequest
+			"State": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.StateRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.Checkpoint(ctx, &req)
-			},
-			"CloseIO": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.CloseIORequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.CloseIO(ctx, &req)
-			},
-			"Connect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.ConnectRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Connect(ctx, &req)
+				return svc.State(ctx, &req)
 			},
 			"Create": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v2.CreateTaskRequest
@@ -60,33 +46,19 @@ func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 				}
 				return svc.Create(ctx, &req)
 			},
+			"Start": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.StartRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Start(ctx, &req)
+			},
 			"Delete": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v2.DeleteRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
 				return svc.Delete(ctx, &req)
-			},
-			"Exec": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.ExecProcessRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Exec(ctx, &req)
-			},
-			"Kill": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.KillRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Kill(ctx, &req)
-			},
-			"Pause": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.PauseRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Pause(ctx, &req)
 			},
 			"Pids": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v2.PidsRequest
@@ -95,12 +67,12 @@ func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 				}
 				return svc.Pids(ctx, &req)
 			},
-			"ResizePty": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.ResizePtyRequest
+			"Pause": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.PauseRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.ResizePty(ctx, &req)
+				return svc.Pause(ctx, &req)
 			},
 			"Resume": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v2.ResumeRequest
@@ -109,33 +81,40 @@ func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 				}
 				return svc.Resume(ctx, &req)
 			},
-			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.ShutdownRequest
+			"Checkpoint": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.CheckpointTaskRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.Shutdown(ctx, &req)
+				return svc.Checkpoint(ctx, &req)
 			},
-			"Start": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.StartRequest
+			"Kill": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.KillRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.Start(ctx, &req)
+				return svc.Kill(ctx, &req)
 			},
-			"State": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.StateRequest
+			"Exec": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.ExecProcessRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.State(ctx, &req)
+				return svc.Exec(ctx, &req)
 			},
-			"Stats": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v2.StatsRequest
+			"ResizePty": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.ResizePtyRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.Stats(ctx, &req)
+				return svc.ResizePty(ctx, &req)
+			},
+			"CloseIO": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.CloseIORequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.CloseIO(ctx, &req)
 			},
 			"Update": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v2.UpdateTaskRequest
@@ -151,6 +130,27 @@ func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 				}
 				return svc.Wait(ctx, &req)
 			},
+			"Stats": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.StatsRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Stats(ctx, &req)
+			},
+			"Connect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.ConnectRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Connect(ctx, &req)
+			},
+			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v2.ShutdownRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Shutdown(ctx, &req)
+			},
 		},
 	})
 }
@@ -165,25 +165,9 @@ func NewTaskClient(client *ttrpc.Client) TaskService {
 	}
 }
 
-func (c *taskClient) Checkpoint(ctx context.Context, req *v2.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Checkpoint", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) CloseIO(ctx context.Context, req *v2.CloseIORequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "CloseIO", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) Connect(ctx context.Context, req *v2.ConnectRequest) (*v2.ConnectResponse, error) {
-	var resp v2.ConnectResponse
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Connect", req, &resp); err != nil {
+func (c *taskClient) State(ctx context.Context, req *v2.StateRequest) (*v2.StateResponse, error) {
+	var resp v2.StateResponse
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "State", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -197,33 +181,17 @@ func (c *taskClient) Create(ctx context.Context, req *v2.CreateTaskRequest) (*v2
 	return &resp, nil
 }
 
+func (c *taskClient) Start(ctx context.Context, req *v2.StartRequest) (*v2.StartResponse, error) {
+	var resp v2.StartResponse
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Start", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
 func (c *taskClient) Delete(ctx context.Context, req *v2.DeleteRequest) (*v2.DeleteResponse, error) {
 	var resp v2.DeleteResponse
 	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Delete", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) Exec(ctx context.Context, req *v2.ExecProcessRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Exec", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) Kill(ctx context.Context, req *v2.KillRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Kill", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) Pause(ctx context.Context, req *v2.PauseRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Pause", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -237,9 +205,9 @@ func (c *taskClient) Pids(ctx context.Context, req *v2.PidsRequest) (*v2.PidsRes
 	return &resp, nil
 }
 
-func (c *taskClient) ResizePty(ctx context.Context, req *v2.ResizePtyRequest) (*emptypb.Empty, error) {
+func (c *taskClient) Pause(ctx context.Context, req *v2.PauseRequest) (*emptypb.Empty, error) {
 	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "ResizePty", req, &resp); err != nil {
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Pause", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -253,33 +221,41 @@ func (c *taskClient) Resume(ctx context.Context, req *v2.ResumeRequest) (*emptyp
 	return &resp, nil
 }
 
-func (c *taskClient) Shutdown(ctx context.Context, req *v2.ShutdownRequest) (*emptypb.Empty, error) {
+func (c *taskClient) Checkpoint(ctx context.Context, req *v2.CheckpointTaskRequest) (*emptypb.Empty, error) {
 	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Shutdown", req, &resp); err != nil {
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Checkpoint", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
 }
 
-func (c *taskClient) Start(ctx context.Context, req *v2.StartRequest) (*v2.StartResponse, error) {
-	var resp v2.StartResponse
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Start", req, &resp); err != nil {
+func (c *taskClient) Kill(ctx context.Context, req *v2.KillRequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Kill", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
 }
 
-func (c *taskClient) State(ctx context.Context, req *v2.StateRequest) (*v2.StateResponse, error) {
-	var resp v2.StateResponse
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "State", req, &resp); err != nil {
+func (c *taskClient) Exec(ctx context.Context, req *v2.ExecProcessRequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Exec", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
 }
 
-func (c *taskClient) Stats(ctx context.Context, req *v2.StatsRequest) (*v2.StatsResponse, error) {
-	var resp v2.StatsResponse
-	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Stats", req, &resp); err != nil {
+func (c *taskClient) ResizePty(ctx context.Context, req *v2.ResizePtyRequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "ResizePty", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *taskClient) CloseIO(ctx context.Context, req *v2.CloseIORequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "CloseIO", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -296,6 +272,30 @@ func (c *taskClient) Update(ctx context.Context, req *v2.UpdateTaskRequest) (*em
 func (c *taskClient) Wait(ctx context.Context, req *v2.WaitRequest) (*v2.WaitResponse, error) {
 	var resp v2.WaitResponse
 	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Wait", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *taskClient) Stats(ctx context.Context, req *v2.StatsRequest) (*v2.StatsResponse, error) {
+	var resp v2.StatsResponse
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Stats", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *taskClient) Connect(ctx context.Context, req *v2.ConnectRequest) (*v2.ConnectResponse, error) {
+	var resp v2.ConnectResponse
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Connect", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *taskClient) Shutdown(ctx context.Context, req *v2.ShutdownRequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v2.Task", "Shutdown", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

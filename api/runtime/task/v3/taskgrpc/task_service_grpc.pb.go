@@ -21,46 +21,80 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Task_Checkpoint_FullMethodName = "/containerd.task.v3.Task/Checkpoint"
-	Task_CloseIO_FullMethodName    = "/containerd.task.v3.Task/CloseIO"
-	Task_Connect_FullMethodName    = "/containerd.task.v3.Task/Connect"
-	Task_Create_FullMethodName     = "/containerd.task.v3.Task/Create"
-	Task_Delete_FullMethodName     = "/containerd.task.v3.Task/Delete"
-	Task_Exec_FullMethodName       = "/containerd.task.v3.Task/Exec"
-	Task_Kill_FullMethodName       = "/containerd.task.v3.Task/Kill"
-	Task_Pause_FullMethodName      = "/containerd.task.v3.Task/Pause"
-	Task_Pids_FullMethodName       = "/containerd.task.v3.Task/Pids"
-	Task_ResizePty_FullMethodName  = "/containerd.task.v3.Task/ResizePty"
-	Task_Resume_FullMethodName     = "/containerd.task.v3.Task/Resume"
-	Task_Shutdown_FullMethodName   = "/containerd.task.v3.Task/Shutdown"
-	Task_Start_FullMethodName      = "/containerd.task.v3.Task/Start"
 	Task_State_FullMethodName      = "/containerd.task.v3.Task/State"
-	Task_Stats_FullMethodName      = "/containerd.task.v3.Task/Stats"
+	Task_Create_FullMethodName     = "/containerd.task.v3.Task/Create"
+	Task_Start_FullMethodName      = "/containerd.task.v3.Task/Start"
+	Task_Delete_FullMethodName     = "/containerd.task.v3.Task/Delete"
+	Task_Pids_FullMethodName       = "/containerd.task.v3.Task/Pids"
+	Task_Pause_FullMethodName      = "/containerd.task.v3.Task/Pause"
+	Task_Resume_FullMethodName     = "/containerd.task.v3.Task/Resume"
+	Task_Checkpoint_FullMethodName = "/containerd.task.v3.Task/Checkpoint"
+	Task_Kill_FullMethodName       = "/containerd.task.v3.Task/Kill"
+	Task_Exec_FullMethodName       = "/containerd.task.v3.Task/Exec"
+	Task_ResizePty_FullMethodName  = "/containerd.task.v3.Task/ResizePty"
+	Task_CloseIO_FullMethodName    = "/containerd.task.v3.Task/CloseIO"
 	Task_Update_FullMethodName     = "/containerd.task.v3.Task/Update"
 	Task_Wait_FullMethodName       = "/containerd.task.v3.Task/Wait"
+	Task_Stats_FullMethodName      = "/containerd.task.v3.Task/Stats"
+	Task_Connect_FullMethodName    = "/containerd.task.v3.Task/Connect"
+	Task_Shutdown_FullMethodName   = "/containerd.task.v3.Task/Shutdown"
 )
 
 // TaskClient is the client API for Task service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Task is what a shim serves, on ttrpc or gRPC: the life of one task, or of
+// those of one pod. id names the container everywhere, exec_id a further
+// process in it; an empty exec_id means the task's own process, init. Unless
+// said otherwise an unknown id is NotFound, and a call that the state of the
+// process does not allow is an error without a kind, code Unknown.
 type TaskClient interface {
-	Checkpoint(ctx context.Context, in *v3.CheckpointTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	CloseIO(ctx context.Context, in *v3.CloseIORequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Connect(ctx context.Context, in *v3.ConnectRequest, opts ...grpc.CallOption) (*v3.ConnectResponse, error)
-	Create(ctx context.Context, in *v3.CreateTaskRequest, opts ...grpc.CallOption) (*v3.CreateTaskResponse, error)
-	Delete(ctx context.Context, in *v3.DeleteRequest, opts ...grpc.CallOption) (*v3.DeleteResponse, error)
-	Exec(ctx context.Context, in *v3.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Kill(ctx context.Context, in *v3.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Pause(ctx context.Context, in *v3.PauseRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Pids(ctx context.Context, in *v3.PidsRequest, opts ...grpc.CallOption) (*v3.PidsResponse, error)
-	ResizePty(ctx context.Context, in *v3.ResizePtyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Resume(ctx context.Context, in *v3.ResumeRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Shutdown(ctx context.Context, in *v3.ShutdownRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Start(ctx context.Context, in *v3.StartRequest, opts ...grpc.CallOption) (*v3.StartResponse, error)
+	// State tells how a process is.
 	State(ctx context.Context, in *v3.StateRequest, opts ...grpc.CallOption) (*v3.StateResponse, error)
-	Stats(ctx context.Context, in *v3.StatsRequest, opts ...grpc.CallOption) (*v3.StatsResponse, error)
+	// Create mounts the root, makes the container through the OCI runtime and
+	// leaves init waiting before its program. AlreadyExists if the shim has a
+	// container of that id.
+	Create(ctx context.Context, in *v3.CreateTaskRequest, opts ...grpc.CallOption) (*v3.CreateTaskResponse, error)
+	// Start lets init run its program, or starts an exec that was registered.
+	Start(ctx context.Context, in *v3.StartRequest, opts ...grpc.CallOption) (*v3.StartResponse, error)
+	// Delete removes a process that has ended, or init if it was never started,
+	// and gives its exit status. With init goes the container. It waits, within
+	// bounds, for output that is still being copied.
+	Delete(ctx context.Context, in *v3.DeleteRequest, opts ...grpc.CallOption) (*v3.DeleteResponse, error)
+	// Pids lists all processes in the container.
+	Pids(ctx context.Context, in *v3.PidsRequest, opts ...grpc.CallOption) (*v3.PidsResponse, error)
+	// Pause freezes the container.
+	Pause(ctx context.Context, in *v3.PauseRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Resume thaws it.
+	Resume(ctx context.Context, in *v3.ResumeRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Checkpoint writes the state of the container to a directory, with CRIU.
+	Checkpoint(ctx context.Context, in *v3.CheckpointTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Kill sends a signal. A process that has ended is NotFound; an exec that has
+	// no pid yet is FailedPrecondition.
+	Kill(ctx context.Context, in *v3.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Exec registers a further process; Start runs it. AlreadyExists if the
+	// exec_id is taken, FailedPrecondition when init has ended.
+	Exec(ctx context.Context, in *v3.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// ResizePty sets the size of a process's terminal. Without a terminal it does
+	// nothing.
+	ResizePty(ctx context.Context, in *v3.ResizePtyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// CloseIO closes the shim's end of a process's stdin, so that the process
+	// sees the end of its input.
+	CloseIO(ctx context.Context, in *v3.CloseIORequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Update changes the limits of the container.
 	Update(ctx context.Context, in *v3.UpdateTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Wait answers when a process has ended, at once if it has already. Any
+	// number of callers may wait, none holds up another call.
 	Wait(ctx context.Context, in *v3.WaitRequest, opts ...grpc.CallOption) (*v3.WaitResponse, error)
+	// Stats measures the container's cgroup.
+	Stats(ctx context.Context, in *v3.StatsRequest, opts ...grpc.CallOption) (*v3.StatsResponse, error)
+	// Connect tells the pids of shim and task. It works before Create and for an
+	// unknown id: the task's pid is 0 then.
+	Connect(ctx context.Context, in *v3.ConnectRequest, opts ...grpc.CallOption) (*v3.ConnectResponse, error)
+	// Shutdown ends the shim, if it has no container left; otherwise it does
+	// nothing. The connection closes without more words.
+	Shutdown(ctx context.Context, in *v3.ShutdownRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
 type taskClient struct {
@@ -71,30 +105,10 @@ func NewTaskClient(cc grpc.ClientConnInterface) TaskClient {
 	return &taskClient{cc}
 }
 
-func (c *taskClient) Checkpoint(ctx context.Context, in *v3.CheckpointTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *taskClient) State(ctx context.Context, in *v3.StateRequest, opts ...grpc.CallOption) (*v3.StateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Task_Checkpoint_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *taskClient) CloseIO(ctx context.Context, in *v3.CloseIORequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Task_CloseIO_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *taskClient) Connect(ctx context.Context, in *v3.ConnectRequest, opts ...grpc.CallOption) (*v3.ConnectResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v3.ConnectResponse)
-	err := c.cc.Invoke(ctx, Task_Connect_FullMethodName, in, out, cOpts...)
+	out := new(v3.StateResponse)
+	err := c.cc.Invoke(ctx, Task_State_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -111,40 +125,20 @@ func (c *taskClient) Create(ctx context.Context, in *v3.CreateTaskRequest, opts 
 	return out, nil
 }
 
+func (c *taskClient) Start(ctx context.Context, in *v3.StartRequest, opts ...grpc.CallOption) (*v3.StartResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v3.StartResponse)
+	err := c.cc.Invoke(ctx, Task_Start_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *taskClient) Delete(ctx context.Context, in *v3.DeleteRequest, opts ...grpc.CallOption) (*v3.DeleteResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v3.DeleteResponse)
 	err := c.cc.Invoke(ctx, Task_Delete_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *taskClient) Exec(ctx context.Context, in *v3.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Task_Exec_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *taskClient) Kill(ctx context.Context, in *v3.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Task_Kill_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *taskClient) Pause(ctx context.Context, in *v3.PauseRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Task_Pause_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -161,10 +155,10 @@ func (c *taskClient) Pids(ctx context.Context, in *v3.PidsRequest, opts ...grpc.
 	return out, nil
 }
 
-func (c *taskClient) ResizePty(ctx context.Context, in *v3.ResizePtyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *taskClient) Pause(ctx context.Context, in *v3.PauseRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Task_ResizePty_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, Task_Pause_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -181,40 +175,50 @@ func (c *taskClient) Resume(ctx context.Context, in *v3.ResumeRequest, opts ...g
 	return out, nil
 }
 
-func (c *taskClient) Shutdown(ctx context.Context, in *v3.ShutdownRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *taskClient) Checkpoint(ctx context.Context, in *v3.CheckpointTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Task_Shutdown_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, Task_Checkpoint_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *taskClient) Start(ctx context.Context, in *v3.StartRequest, opts ...grpc.CallOption) (*v3.StartResponse, error) {
+func (c *taskClient) Kill(ctx context.Context, in *v3.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v3.StartResponse)
-	err := c.cc.Invoke(ctx, Task_Start_FullMethodName, in, out, cOpts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Task_Kill_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *taskClient) State(ctx context.Context, in *v3.StateRequest, opts ...grpc.CallOption) (*v3.StateResponse, error) {
+func (c *taskClient) Exec(ctx context.Context, in *v3.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v3.StateResponse)
-	err := c.cc.Invoke(ctx, Task_State_FullMethodName, in, out, cOpts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Task_Exec_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *taskClient) Stats(ctx context.Context, in *v3.StatsRequest, opts ...grpc.CallOption) (*v3.StatsResponse, error) {
+func (c *taskClient) ResizePty(ctx context.Context, in *v3.ResizePtyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v3.StatsResponse)
-	err := c.cc.Invoke(ctx, Task_Stats_FullMethodName, in, out, cOpts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Task_ResizePty_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *taskClient) CloseIO(ctx context.Context, in *v3.CloseIORequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Task_CloseIO_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -241,27 +245,91 @@ func (c *taskClient) Wait(ctx context.Context, in *v3.WaitRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *taskClient) Stats(ctx context.Context, in *v3.StatsRequest, opts ...grpc.CallOption) (*v3.StatsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v3.StatsResponse)
+	err := c.cc.Invoke(ctx, Task_Stats_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *taskClient) Connect(ctx context.Context, in *v3.ConnectRequest, opts ...grpc.CallOption) (*v3.ConnectResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v3.ConnectResponse)
+	err := c.cc.Invoke(ctx, Task_Connect_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *taskClient) Shutdown(ctx context.Context, in *v3.ShutdownRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Task_Shutdown_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TaskServer is the server API for Task service.
 // All implementations must embed UnimplementedTaskServer
 // for forward compatibility.
+//
+// Task is what a shim serves, on ttrpc or gRPC: the life of one task, or of
+// those of one pod. id names the container everywhere, exec_id a further
+// process in it; an empty exec_id means the task's own process, init. Unless
+// said otherwise an unknown id is NotFound, and a call that the state of the
+// process does not allow is an error without a kind, code Unknown.
 type TaskServer interface {
-	Checkpoint(context.Context, *v3.CheckpointTaskRequest) (*emptypb.Empty, error)
-	CloseIO(context.Context, *v3.CloseIORequest) (*emptypb.Empty, error)
-	Connect(context.Context, *v3.ConnectRequest) (*v3.ConnectResponse, error)
-	Create(context.Context, *v3.CreateTaskRequest) (*v3.CreateTaskResponse, error)
-	Delete(context.Context, *v3.DeleteRequest) (*v3.DeleteResponse, error)
-	Exec(context.Context, *v3.ExecProcessRequest) (*emptypb.Empty, error)
-	Kill(context.Context, *v3.KillRequest) (*emptypb.Empty, error)
-	Pause(context.Context, *v3.PauseRequest) (*emptypb.Empty, error)
-	Pids(context.Context, *v3.PidsRequest) (*v3.PidsResponse, error)
-	ResizePty(context.Context, *v3.ResizePtyRequest) (*emptypb.Empty, error)
-	Resume(context.Context, *v3.ResumeRequest) (*emptypb.Empty, error)
-	Shutdown(context.Context, *v3.ShutdownRequest) (*emptypb.Empty, error)
-	Start(context.Context, *v3.StartRequest) (*v3.StartResponse, error)
+	// State tells how a process is.
 	State(context.Context, *v3.StateRequest) (*v3.StateResponse, error)
-	Stats(context.Context, *v3.StatsRequest) (*v3.StatsResponse, error)
+	// Create mounts the root, makes the container through the OCI runtime and
+	// leaves init waiting before its program. AlreadyExists if the shim has a
+	// container of that id.
+	Create(context.Context, *v3.CreateTaskRequest) (*v3.CreateTaskResponse, error)
+	// Start lets init run its program, or starts an exec that was registered.
+	Start(context.Context, *v3.StartRequest) (*v3.StartResponse, error)
+	// Delete removes a process that has ended, or init if it was never started,
+	// and gives its exit status. With init goes the container. It waits, within
+	// bounds, for output that is still being copied.
+	Delete(context.Context, *v3.DeleteRequest) (*v3.DeleteResponse, error)
+	// Pids lists all processes in the container.
+	Pids(context.Context, *v3.PidsRequest) (*v3.PidsResponse, error)
+	// Pause freezes the container.
+	Pause(context.Context, *v3.PauseRequest) (*emptypb.Empty, error)
+	// Resume thaws it.
+	Resume(context.Context, *v3.ResumeRequest) (*emptypb.Empty, error)
+	// Checkpoint writes the state of the container to a directory, with CRIU.
+	Checkpoint(context.Context, *v3.CheckpointTaskRequest) (*emptypb.Empty, error)
+	// Kill sends a signal. A process that has ended is NotFound; an exec that has
+	// no pid yet is FailedPrecondition.
+	Kill(context.Context, *v3.KillRequest) (*emptypb.Empty, error)
+	// Exec registers a further process; Start runs it. AlreadyExists if the
+	// exec_id is taken, FailedPrecondition when init has ended.
+	Exec(context.Context, *v3.ExecProcessRequest) (*emptypb.Empty, error)
+	// ResizePty sets the size of a process's terminal. Without a terminal it does
+	// nothing.
+	ResizePty(context.Context, *v3.ResizePtyRequest) (*emptypb.Empty, error)
+	// CloseIO closes the shim's end of a process's stdin, so that the process
+	// sees the end of its input.
+	CloseIO(context.Context, *v3.CloseIORequest) (*emptypb.Empty, error)
+	// Update changes the limits of the container.
 	Update(context.Context, *v3.UpdateTaskRequest) (*emptypb.Empty, error)
+	// Wait answers when a process has ended, at once if it has already. Any
+	// number of callers may wait, none holds up another call.
 	Wait(context.Context, *v3.WaitRequest) (*v3.WaitResponse, error)
+	// Stats measures the container's cgroup.
+	Stats(context.Context, *v3.StatsRequest) (*v3.StatsResponse, error)
+	// Connect tells the pids of shim and task. It works before Create and for an
+	// unknown id: the task's pid is 0 then.
+	Connect(context.Context, *v3.ConnectRequest) (*v3.ConnectResponse, error)
+	// Shutdown ends the shim, if it has no container left; otherwise it does
+	// nothing. The connection closes without more words.
+	Shutdown(context.Context, *v3.ShutdownRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedTaskServer()
 }
 
@@ -272,56 +340,56 @@ type TaskServer interface {
 // pointer dereference when methods are called.
 type UnimplementedTaskServer struct{}
 
-func (UnimplementedTaskServer) Checkpoint(context.Context, *v3.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Checkpoint not implemented")
-}
-func (UnimplementedTaskServer) CloseIO(context.Context, *v3.CloseIORequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method CloseIO not implemented")
-}
-func (UnimplementedTaskServer) Connect(context.Context, *v3.ConnectRequest) (*v3.ConnectResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Connect not implemented")
+func (UnimplementedTaskServer) State(context.Context, *v3.StateRequest) (*v3.StateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method State not implemented")
 }
 func (UnimplementedTaskServer) Create(context.Context, *v3.CreateTaskRequest) (*v3.CreateTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
 }
+func (UnimplementedTaskServer) Start(context.Context, *v3.StartRequest) (*v3.StartResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Start not implemented")
+}
 func (UnimplementedTaskServer) Delete(context.Context, *v3.DeleteRequest) (*v3.DeleteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
-}
-func (UnimplementedTaskServer) Exec(context.Context, *v3.ExecProcessRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Exec not implemented")
-}
-func (UnimplementedTaskServer) Kill(context.Context, *v3.KillRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Kill not implemented")
-}
-func (UnimplementedTaskServer) Pause(context.Context, *v3.PauseRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
 }
 func (UnimplementedTaskServer) Pids(context.Context, *v3.PidsRequest) (*v3.PidsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Pids not implemented")
 }
-func (UnimplementedTaskServer) ResizePty(context.Context, *v3.ResizePtyRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method ResizePty not implemented")
+func (UnimplementedTaskServer) Pause(context.Context, *v3.PauseRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
 }
 func (UnimplementedTaskServer) Resume(context.Context, *v3.ResumeRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method Resume not implemented")
 }
-func (UnimplementedTaskServer) Shutdown(context.Context, *v3.ShutdownRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Shutdown not implemented")
+func (UnimplementedTaskServer) Checkpoint(context.Context, *v3.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Checkpoint not implemented")
 }
-func (UnimplementedTaskServer) Start(context.Context, *v3.StartRequest) (*v3.StartResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Start not implemented")
+func (UnimplementedTaskServer) Kill(context.Context, *v3.KillRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Kill not implemented")
 }
-func (UnimplementedTaskServer) State(context.Context, *v3.StateRequest) (*v3.StateResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method State not implemented")
+func (UnimplementedTaskServer) Exec(context.Context, *v3.ExecProcessRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Exec not implemented")
 }
-func (UnimplementedTaskServer) Stats(context.Context, *v3.StatsRequest) (*v3.StatsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
+func (UnimplementedTaskServer) ResizePty(context.Context, *v3.ResizePtyRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResizePty not implemented")
+}
+func (UnimplementedTaskServer) CloseIO(context.Context, *v3.CloseIORequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method CloseIO not implemented")
 }
 func (UnimplementedTaskServer) Update(context.Context, *v3.UpdateTaskRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
 }
 func (UnimplementedTaskServer) Wait(context.Context, *v3.WaitRequest) (*v3.WaitResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Wait not implemented")
+}
+func (UnimplementedTaskServer) Stats(context.Context, *v3.StatsRequest) (*v3.StatsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
+}
+func (UnimplementedTaskServer) Connect(context.Context, *v3.ConnectRequest) (*v3.ConnectResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Connect not implemented")
+}
+func (UnimplementedTaskServer) Shutdown(context.Context, *v3.ShutdownRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Shutdown not implemented")
 }
 func (UnimplementedTaskServer) mustEmbedUnimplementedTaskServer() {}
 func (UnimplementedTaskServer) testEmbeddedByValue()              {}
@@ -344,56 +412,20 @@ func RegisterTaskServer(s grpc.ServiceRegistrar, srv TaskServer) {
 	s.RegisterService(&Task_ServiceDesc, srv)
 }
 
-func _Task_Checkpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.CheckpointTaskRequest)
+func _Task_State_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.StateRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TaskServer).Checkpoint(ctx, in)
+		return srv.(TaskServer).State(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Task_Checkpoint_FullMethodName,
+		FullMethod: Task_State_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).Checkpoint(ctx, req.(*v3.CheckpointTaskRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Task_CloseIO_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.CloseIORequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TaskServer).CloseIO(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Task_CloseIO_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).CloseIO(ctx, req.(*v3.CloseIORequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Task_Connect_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.ConnectRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TaskServer).Connect(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Task_Connect_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).Connect(ctx, req.(*v3.ConnectRequest))
+		return srv.(TaskServer).State(ctx, req.(*v3.StateRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -416,6 +448,24 @@ func _Task_Create_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Task_Start_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.StartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TaskServer).Start(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Task_Start_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TaskServer).Start(ctx, req.(*v3.StartRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Task_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v3.DeleteRequest)
 	if err := dec(in); err != nil {
@@ -430,60 +480,6 @@ func _Task_Delete_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(TaskServer).Delete(ctx, req.(*v3.DeleteRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Task_Exec_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.ExecProcessRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TaskServer).Exec(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Task_Exec_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).Exec(ctx, req.(*v3.ExecProcessRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Task_Kill_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.KillRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TaskServer).Kill(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Task_Kill_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).Kill(ctx, req.(*v3.KillRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Task_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.PauseRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TaskServer).Pause(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Task_Pause_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).Pause(ctx, req.(*v3.PauseRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -506,20 +502,20 @@ func _Task_Pids_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Task_ResizePty_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.ResizePtyRequest)
+func _Task_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.PauseRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TaskServer).ResizePty(ctx, in)
+		return srv.(TaskServer).Pause(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Task_ResizePty_FullMethodName,
+		FullMethod: Task_Pause_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).ResizePty(ctx, req.(*v3.ResizePtyRequest))
+		return srv.(TaskServer).Pause(ctx, req.(*v3.PauseRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -542,74 +538,92 @@ func _Task_Resume_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Task_Shutdown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.ShutdownRequest)
+func _Task_Checkpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.CheckpointTaskRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TaskServer).Shutdown(ctx, in)
+		return srv.(TaskServer).Checkpoint(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Task_Shutdown_FullMethodName,
+		FullMethod: Task_Checkpoint_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).Shutdown(ctx, req.(*v3.ShutdownRequest))
+		return srv.(TaskServer).Checkpoint(ctx, req.(*v3.CheckpointTaskRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Task_Start_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.StartRequest)
+func _Task_Kill_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.KillRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TaskServer).Start(ctx, in)
+		return srv.(TaskServer).Kill(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Task_Start_FullMethodName,
+		FullMethod: Task_Kill_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).Start(ctx, req.(*v3.StartRequest))
+		return srv.(TaskServer).Kill(ctx, req.(*v3.KillRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Task_State_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.StateRequest)
+func _Task_Exec_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.ExecProcessRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TaskServer).State(ctx, in)
+		return srv.(TaskServer).Exec(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Task_State_FullMethodName,
+		FullMethod: Task_Exec_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).State(ctx, req.(*v3.StateRequest))
+		return srv.(TaskServer).Exec(ctx, req.(*v3.ExecProcessRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Task_Stats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v3.StatsRequest)
+func _Task_ResizePty_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.ResizePtyRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TaskServer).Stats(ctx, in)
+		return srv.(TaskServer).ResizePty(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Task_Stats_FullMethodName,
+		FullMethod: Task_ResizePty_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TaskServer).Stats(ctx, req.(*v3.StatsRequest))
+		return srv.(TaskServer).ResizePty(ctx, req.(*v3.ResizePtyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Task_CloseIO_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.CloseIORequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TaskServer).CloseIO(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Task_CloseIO_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TaskServer).CloseIO(ctx, req.(*v3.CloseIORequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -650,6 +664,60 @@ func _Task_Wait_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Task_Stats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.StatsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TaskServer).Stats(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Task_Stats_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TaskServer).Stats(ctx, req.(*v3.StatsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Task_Connect_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.ConnectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TaskServer).Connect(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Task_Connect_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TaskServer).Connect(ctx, req.(*v3.ConnectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Task_Shutdown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v3.ShutdownRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TaskServer).Shutdown(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Task_Shutdown_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TaskServer).Shutdown(ctx, req.(*v3.ShutdownRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Task_ServiceDesc is the grpc.ServiceDesc for Task service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -658,64 +726,52 @@ var Task_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*TaskServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Checkpoint",
-			Handler:    _Task_Checkpoint_Handler,
-		},
-		{
-			MethodName: "CloseIO",
-			Handler:    _Task_CloseIO_Handler,
-		},
-		{
-			MethodName: "Connect",
-			Handler:    _Task_Connect_Handler,
+			MethodName: "State",
+			Handler:    _Task_State_Handler,
 		},
 		{
 			MethodName: "Create",
 			Handler:    _Task_Create_Handler,
 		},
 		{
+			MethodName: "Start",
+			Handler:    _Task_Start_Handler,
+		},
+		{
 			MethodName: "Delete",
 			Handler:    _Task_Delete_Handler,
-		},
-		{
-			MethodName: "Exec",
-			Handler:    _Task_Exec_Handler,
-		},
-		{
-			MethodName: "Kill",
-			Handler:    _Task_Kill_Handler,
-		},
-		{
-			MethodName: "Pause",
-			Handler:    _Task_Pause_Handler,
 		},
 		{
 			MethodName: "Pids",
 			Handler:    _Task_Pids_Handler,
 		},
 		{
-			MethodName: "ResizePty",
-			Handler:    _Task_ResizePty_Handler,
+			MethodName: "Pause",
+			Handler:    _Task_Pause_Handler,
 		},
 		{
 			MethodName: "Resume",
 			Handler:    _Task_Resume_Handler,
 		},
 		{
-			MethodName: "Shutdown",
-			Handler:    _Task_Shutdown_Handler,
+			MethodName: "Checkpoint",
+			Handler:    _Task_Checkpoint_Handler,
 		},
 		{
-			MethodName: "Start",
-			Handler:    _Task_Start_Handler,
+			MethodName: "Kill",
+			Handler:    _Task_Kill_Handler,
 		},
 		{
-			MethodName: "State",
-			Handler:    _Task_State_Handler,
+			MethodName: "Exec",
+			Handler:    _Task_Exec_Handler,
 		},
 		{
-			MethodName: "Stats",
-			Handler:    _Task_Stats_Handler,
+			MethodName: "ResizePty",
+			Handler:    _Task_ResizePty_Handler,
+		},
+		{
+			MethodName: "CloseIO",
+			Handler:    _Task_CloseIO_Handler,
 		},
 		{
 			MethodName: "Update",
@@ -724,6 +780,18 @@ var Task_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Wait",
 			Handler:    _Task_Wait_Handler,
+		},
+		{
+			MethodName: "Stats",
+			Handler:    _Task_Stats_Handler,
+		},
+		{
+			MethodName: "Connect",
+			Handler:    _Task_Connect_Handler,
+		},
+		{
+			MethodName: "Shutdown",
+			Handler:    _Task_Shutdown_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

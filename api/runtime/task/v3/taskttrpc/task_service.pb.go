@@ -28,89 +28,89 @@ const file_api_runtime_task_v3_task_service_proto_rawDesc = "" +
 	"\n" +
 	"&api/runtime/task/v3/task_service.proto\x12\x12containerd.task.v3\x1a\x1eapi/runtime/task/v3/task.proto\x1a\x1bgoogle/protobuf/empty.proto2\x8a\n" +
 	"\n" +
-	"\x04Task\x12O\n" +
+	"\x04Task\x12L\n" +
+	"\x05State\x12 .containerd.task.v3.StateRequest\x1a!.containerd.task.v3.StateResponse\x12W\n" +
+	"\x06Create\x12%.containerd.task.v3.CreateTaskRequest\x1a&.containerd.task.v3.CreateTaskResponse\x12L\n" +
+	"\x05Start\x12 .containerd.task.v3.StartRequest\x1a!.containerd.task.v3.StartResponse\x12O\n" +
+	"\x06Delete\x12!.containerd.task.v3.DeleteRequest\x1a\".containerd.task.v3.DeleteResponse\x12I\n" +
+	"\x04Pids\x12\x1f.containerd.task.v3.PidsRequest\x1a .containerd.task.v3.PidsResponse\x12A\n" +
+	"\x05Pause\x12 .containerd.task.v3.PauseRequest\x1a\x16.google.protobuf.Empty\x12C\n" +
+	"\x06Resume\x12!.containerd.task.v3.ResumeRequest\x1a\x16.google.protobuf.Empty\x12O\n" +
 	"\n" +
-	"Checkpoint\x12).containerd.task.v3.CheckpointTaskRequest\x1a\x16.google.protobuf.Empty\x12E\n" +
-	"\aCloseIO\x12\".containerd.task.v3.CloseIORequest\x1a\x16.google.protobuf.Empty\x12R\n" +
-	"\aConnect\x12\".containerd.task.v3.ConnectRequest\x1a#.containerd.task.v3.ConnectResponse\x12W\n" +
-	"\x06Create\x12%.containerd.task.v3.CreateTaskRequest\x1a&.containerd.task.v3.CreateTaskResponse\x12O\n" +
-	"\x06Delete\x12!.containerd.task.v3.DeleteRequest\x1a\".containerd.task.v3.DeleteResponse\x12F\n" +
-	"\x04Exec\x12&.containerd.task.v3.ExecProcessRequest\x1a\x16.google.protobuf.Empty\x12?\n" +
-	"\x04Kill\x12\x1f.containerd.task.v3.KillRequest\x1a\x16.google.protobuf.Empty\x12A\n" +
-	"\x05Pause\x12 .containerd.task.v3.PauseRequest\x1a\x16.google.protobuf.Empty\x12I\n" +
-	"\x04Pids\x12\x1f.containerd.task.v3.PidsRequest\x1a .containerd.task.v3.PidsResponse\x12I\n" +
-	"\tResizePty\x12$.containerd.task.v3.ResizePtyRequest\x1a\x16.google.protobuf.Empty\x12C\n" +
-	"\x06Resume\x12!.containerd.task.v3.ResumeRequest\x1a\x16.google.protobuf.Empty\x12G\n" +
-	"\bShutdown\x12#.containerd.task.v3.ShutdownRequest\x1a\x16.google.protobuf.Empty\x12L\n" +
-	"\x05Start\x12 .containerd.task.v3.StartRequest\x1a!.containerd.task.v3.StartResponse\x12L\n" +
-	"\x05State\x12 .containerd.task.v3.StateRequest\x1a!.containerd.task.v3.StateResponse\x12L\n" +
-	"\x05Stats\x12 .containerd.task.v3.StatsRequest\x1a!.containerd.task.v3.StatsResponse\x12G\n" +
+	"Checkpoint\x12).containerd.task.v3.CheckpointTaskRequest\x1a\x16.google.protobuf.Empty\x12?\n" +
+	"\x04Kill\x12\x1f.containerd.task.v3.KillRequest\x1a\x16.google.protobuf.Empty\x12F\n" +
+	"\x04Exec\x12&.containerd.task.v3.ExecProcessRequest\x1a\x16.google.protobuf.Empty\x12I\n" +
+	"\tResizePty\x12$.containerd.task.v3.ResizePtyRequest\x1a\x16.google.protobuf.Empty\x12E\n" +
+	"\aCloseIO\x12\".containerd.task.v3.CloseIORequest\x1a\x16.google.protobuf.Empty\x12G\n" +
 	"\x06Update\x12%.containerd.task.v3.UpdateTaskRequest\x1a\x16.google.protobuf.Empty\x12I\n" +
-	"\x04Wait\x12\x1f.containerd.task.v3.WaitRequest\x1a .containerd.task.v3.WaitResponseBAZ?github.com/berthd/berth/api/runtime/task/v3/taskttrpc;taskttrpcb\x06proto3"
+	"\x04Wait\x12\x1f.containerd.task.v3.WaitRequest\x1a .containerd.task.v3.WaitResponse\x12L\n" +
+	"\x05Stats\x12 .containerd.task.v3.StatsRequest\x1a!.containerd.task.v3.StatsResponse\x12R\n" +
+	"\aConnect\x12\".containerd.task.v3.ConnectRequest\x1a#.containerd.task.v3.ConnectResponse\x12G\n" +
+	"\bShutdown\x12#.containerd.task.v3.ShutdownRequest\x1a\x16.google.protobuf.EmptyBAZ?github.com/berthd/berth/api/runtime/task/v3/taskttrpc;taskttrpcb\x06proto3"
 
 var file_api_runtime_task_v3_task_service_proto_goTypes = []any{
-	(*v3.CheckpointTaskRequest)(nil), // 0: containerd.task.v3.CheckpointTaskRequest
-	(*v3.CloseIORequest)(nil),        // 1: containerd.task.v3.CloseIORequest
-	(*v3.ConnectRequest)(nil),        // 2: containerd.task.v3.ConnectRequest
-	(*v3.CreateTaskRequest)(nil),     // 3: containerd.task.v3.CreateTaskRequest
-	(*v3.DeleteRequest)(nil),         // 4: containerd.task.v3.DeleteRequest
-	(*v3.ExecProcessRequest)(nil),    // 5: containerd.task.v3.ExecProcessRequest
-	(*v3.KillRequest)(nil),           // 6: containerd.task.v3.KillRequest
-	(*v3.PauseRequest)(nil),          // 7: containerd.task.v3.PauseRequest
-	(*v3.PidsRequest)(nil),           // 8: containerd.task.v3.PidsRequest
-	(*v3.ResizePtyRequest)(nil),      // 9: containerd.task.v3.ResizePtyRequest
-	(*v3.ResumeRequest)(nil),         // 10: containerd.task.v3.ResumeRequest
-	(*v3.ShutdownRequest)(nil),       // 11: containerd.task.v3.ShutdownRequest
-	(*v3.StartRequest)(nil),          // 12: containerd.task.v3.StartRequest
-	(*v3.StateRequest)(nil),          // 13: containerd.task.v3.StateRequest
+	(*v3.StateRequest)(nil),          // 0: containerd.task.v3.StateRequest
+	(*v3.CreateTaskRequest)(nil),     // 1: containerd.task.v3.CreateTaskRequest
+	(*v3.StartRequest)(nil),          // 2: containerd.task.v3.StartRequest
+	(*v3.DeleteRequest)(nil),         // 3: containerd.task.v3.DeleteRequest
+	(*v3.PidsRequest)(nil),           // 4: containerd.task.v3.PidsRequest
+	(*v3.PauseRequest)(nil),          // 5: containerd.task.v3.PauseRequest
+	(*v3.ResumeRequest)(nil),         // 6: containerd.task.v3.ResumeRequest
+	(*v3.CheckpointTaskRequest)(nil), // 7: containerd.task.v3.CheckpointTaskRequest
+	(*v3.KillRequest)(nil),           // 8: containerd.task.v3.KillRequest
+	(*v3.ExecProcessRequest)(nil),    // 9: containerd.task.v3.ExecProcessRequest
+	(*v3.ResizePtyRequest)(nil),      // 10: containerd.task.v3.ResizePtyRequest
+	(*v3.CloseIORequest)(nil),        // 11: containerd.task.v3.CloseIORequest
+	(*v3.UpdateTaskRequest)(nil),     // 12: containerd.task.v3.UpdateTaskRequest
+	(*v3.WaitRequest)(nil),           // 13: containerd.task.v3.WaitRequest
 	(*v3.StatsRequest)(nil),          // 14: containerd.task.v3.StatsRequest
-	(*v3.UpdateTaskRequest)(nil),     // 15: containerd.task.v3.UpdateTaskRequest
-	(*v3.WaitRequest)(nil),           // 16: containerd.task.v3.WaitRequest
-	(*emptypb.Empty)(nil),            // 17: google.protobuf.Empty
-	(*v3.ConnectResponse)(nil),       // 18: containerd.task.v3.ConnectResponse
-	(*v3.CreateTaskResponse)(nil),    // 19: containerd.task.v3.CreateTaskResponse
+	(*v3.ConnectRequest)(nil),        // 15: containerd.task.v3.ConnectRequest
+	(*v3.ShutdownRequest)(nil),       // 16: containerd.task.v3.ShutdownRequest
+	(*v3.StateResponse)(nil),         // 17: containerd.task.v3.StateResponse
+	(*v3.CreateTaskResponse)(nil),    // 18: containerd.task.v3.CreateTaskResponse
+	(*v3.StartResponse)(nil),         // 19: containerd.task.v3.StartResponse
 	(*v3.DeleteResponse)(nil),        // 20: containerd.task.v3.DeleteResponse
 	(*v3.PidsResponse)(nil),          // 21: containerd.task.v3.PidsResponse
-	(*v3.StartResponse)(nil),         // 22: containerd.task.v3.StartResponse
-	(*v3.StateResponse)(nil),         // 23: containerd.task.v3.StateResponse
+	(*emptypb.Empty)(nil),            // 22: google.protobuf.Empty
+	(*v3.WaitResponse)(nil),          // 23: containerd.task.v3.WaitResponse
 	(*v3.StatsResponse)(nil),         // 24: containerd.task.v3.StatsResponse
-	(*v3.WaitResponse)(nil),          // 25: containerd.task.v3.WaitResponse
+	(*v3.ConnectResponse)(nil),       // 25: containerd.task.v3.ConnectResponse
 }
 var file_api_runtime_task_v3_task_service_proto_depIdxs = []int32{
-	0,  // 0: containerd.task.v3.Task.Checkpoint:input_type -> containerd.task.v3.CheckpointTaskRequest
-	1,  // 1: containerd.task.v3.Task.CloseIO:input_type -> containerd.task.v3.CloseIORequest
-	2,  // 2: containerd.task.v3.Task.Connect:input_type -> containerd.task.v3.ConnectRequest
-	3,  // 3: containerd.task.v3.Task.Create:input_type -> containerd.task.v3.CreateTaskRequest
-	4,  // 4: containerd.task.v3.Task.Delete:input_type -> containerd.task.v3.DeleteRequest
-	5,  // 5: containerd.task.v3.Task.Exec:input_type -> containerd.task.v3.ExecProcessRequest
-	6,  // 6: containerd.task.v3.Task.Kill:input_type -> containerd.task.v3.KillRequest
-	7,  // 7: containerd.task.v3.Task.Pause:input_type -> containerd.task.v3.PauseRequest
-	8,  // 8: containerd.task.v3.Task.Pids:input_type -> containerd.task.v3.PidsRequest
-	9,  // 9: containerd.task.v3.Task.ResizePty:input_type -> containerd.task.v3.ResizePtyRequest
-	10, // 10: containerd.task.v3.Task.Resume:input_type -> containerd.task.v3.ResumeRequest
-	11, // 11: containerd.task.v3.Task.Shutdown:input_type -> containerd.task.v3.ShutdownRequest
-	12, // 12: containerd.task.v3.Task.Start:input_type -> containerd.task.v3.StartRequest
-	13, // 13: containerd.task.v3.Task.State:input_type -> containerd.task.v3.StateRequest
+	0,  // 0: containerd.task.v3.Task.State:input_type -> containerd.task.v3.StateRequest
+	1,  // 1: containerd.task.v3.Task.Create:input_type -> containerd.task.v3.CreateTaskRequest
+	2,  // 2: containerd.task.v3.Task.Start:input_type -> containerd.task.v3.StartRequest
+	3,  // 3: containerd.task.v3.Task.Delete:input_type -> containerd.task.v3.DeleteRequest
+	4,  // 4: containerd.task.v3.Task.Pids:input_type -> containerd.task.v3.PidsRequest
+	5,  // 5: containerd.task.v3.Task.Pause:input_type -> containerd.task.v3.PauseRequest
+	6,  // 6: containerd.task.v3.Task.Resume:input_type -> containerd.task.v3.ResumeRequest
+	7,  // 7: containerd.task.v3.Task.Checkpoint:input_type -> containerd.task.v3.CheckpointTaskRequest
+	8,  // 8: containerd.task.v3.Task.Kill:input_type -> containerd.task.v3.KillRequest
+	9,  // 9: containerd.task.v3.Task.Exec:input_type -> containerd.task.v3.ExecProcessRequest
+	10, // 10: containerd.task.v3.Task.ResizePty:input_type -> containerd.task.v3.ResizePtyRequest
+	11, // 11: containerd.task.v3.Task.CloseIO:input_type -> containerd.task.v3.CloseIORequest
+	12, // 12: containerd.task.v3.Task.Update:input_type -> containerd.task.v3.UpdateTaskRequest
+	13, // 13: containerd.task.v3.Task.Wait:input_type -> containerd.task.v3.WaitRequest
 	14, // 14: containerd.task.v3.Task.Stats:input_type -> containerd.task.v3.StatsRequest
-	15, // 15: containerd.task.v3.Task.Update:input_type -> containerd.task.v3.UpdateTaskRequest
-	16, // 16: containerd.task.v3.Task.Wait:input_type -> containerd.task.v3.WaitRequest
-	17, // 17: containerd.task.v3.Task.Checkpoint:output_type -> google.protobuf.Empty
-	17, // 18: containerd.task.v3.Task.CloseIO:output_type -> google.protobuf.Empty
-	18, // 19: containerd.task.v3.Task.Connect:output_type -> containerd.task.v3.ConnectResponse
-	19, // 20: containerd.task.v3.Task.Create:output_type -> containerd.task.v3.CreateTaskResponse
-	20, // 21: containerd.task.v3.Task.Delete:output_type -> containerd.task.v3.DeleteResponse
-	17, // 22: containerd.task.v3.Task.Exec:output_type -> google.protobuf.Empty
-	17, // 23: containerd.task.v3.Task.Kill:output_type -> google.protobuf.Empty
-	17, // 24: containerd.task.v3.Task.Pause:output_type -> google.protobuf.Empty
-	21, // 25: containerd.task.v3.Task.Pids:output_type -> containerd.task.v3.PidsResponse
-	17, // 26: containerd.task.v3.Task.ResizePty:output_type -> google.protobuf.Empty
-	17, // 27: containerd.task.v3.Task.Resume:output_type -> google.protobuf.Empty
-	17, // 28: containerd.task.v3.Task.Shutdown:output_type -> google.protobuf.Empty
-	22, // 29: containerd.task.v3.Task.Start:output_type -> containerd.task.v3.StartResponse
-	23, // 30: containerd.task.v3.Task.State:output_type -> containerd.task.v3.StateResponse
+	15, // 15: containerd.task.v3.Task.Connect:input_type -> containerd.task.v3.ConnectRequest
+	16, // 16: containerd.task.v3.Task.Shutdown:input_type -> containerd.task.v3.ShutdownRequest
+	17, // 17: containerd.task.v3.Task.State:output_type -> containerd.task.v3.StateResponse
+	18, // 18: containerd.task.v3.Task.Create:output_type -> containerd.task.v3.CreateTaskResponse
+	19, // 19: containerd.task.v3.Task.Start:output_type -> containerd.task.v3.StartResponse
+	20, // 20: containerd.task.v3.Task.Delete:output_type -> containerd.task.v3.DeleteResponse
+	21, // 21: containerd.task.v3.Task.Pids:output_type -> containerd.task.v3.PidsResponse
+	22, // 22: containerd.task.v3.Task.Pause:output_type -> google.protobuf.Empty
+	22, // 23: containerd.task.v3.Task.Resume:output_type -> google.protobuf.Empty
+	22, // 24: containerd.task.v3.Task.Checkpoint:output_type -> google.protobuf.Empty
+	22, // 25: containerd.task.v3.Task.Kill:output_type -> google.protobuf.Empty
+	22, // 26: containerd.task.v3.Task.Exec:output_type -> google.protobuf.Empty
+	22, // 27: containerd.task.v3.Task.ResizePty:output_type -> google.protobuf.Empty
+	22, // 28: containerd.task.v3.Task.CloseIO:output_type -> google.protobuf.Empty
+	22, // 29: containerd.task.v3.Task.Update:output_type -> google.protobuf.Empty
+	23, // 30: containerd.task.v3.Task.Wait:output_type -> containerd.task.v3.WaitResponse
 	24, // 31: containerd.task.v3.Task.Stats:output_type -> containerd.task.v3.StatsResponse
-	17, // 32: containerd.task.v3.Task.Update:output_type -> google.protobuf.Empty
-	25, // 33: containerd.task.v3.Task.Wait:output_type -> containerd.task.v3.WaitResponse
+	25, // 32: containerd.task.v3.Task.Connect:output_type -> containerd.task.v3.ConnectResponse
+	22, // 33: containerd.task.v3.Task.Shutdown:output_type -> google.protobuf.Empty
 	17, // [17:34] is the sub-list for method output_type
 	0,  // [0:17] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name

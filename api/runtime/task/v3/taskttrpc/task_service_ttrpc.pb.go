@@ -10,48 +10,34 @@ import (
 )
 
 type TaskService interface {
-	Checkpoint(context.Context, *v3.CheckpointTaskRequest) (*emptypb.Empty, error)
-	CloseIO(context.Context, *v3.CloseIORequest) (*emptypb.Empty, error)
-	Connect(context.Context, *v3.ConnectRequest) (*v3.ConnectResponse, error)
-	Create(context.Context, *v3.CreateTaskRequest) (*v3.CreateTaskResponse, error)
-	Delete(context.Context, *v3.DeleteRequest) (*v3.DeleteResponse, error)
-	Exec(context.Context, *v3.ExecProcessRequest) (*emptypb.Empty, error)
-	Kill(context.Context, *v3.KillRequest) (*emptypb.Empty, error)
-	Pause(context.Context, *v3.PauseRequest) (*emptypb.Empty, error)
-	Pids(context.Context, *v3.PidsRequest) (*v3.PidsResponse, error)
-	ResizePty(context.Context, *v3.ResizePtyRequest) (*emptypb.Empty, error)
-	Resume(context.Context, *v3.ResumeRequest) (*emptypb.Empty, error)
-	Shutdown(context.Context, *v3.ShutdownRequest) (*emptypb.Empty, error)
-	Start(context.Context, *v3.StartRequest) (*v3.StartResponse, error)
 	State(context.Context, *v3.StateRequest) (*v3.StateResponse, error)
-	Stats(context.Context, *v3.StatsRequest) (*v3.StatsResponse, error)
+	Create(context.Context, *v3.CreateTaskRequest) (*v3.CreateTaskResponse, error)
+	Start(context.Context, *v3.StartRequest) (*v3.StartResponse, error)
+	Delete(context.Context, *v3.DeleteRequest) (*v3.DeleteResponse, error)
+	Pids(context.Context, *v3.PidsRequest) (*v3.PidsResponse, error)
+	Pause(context.Context, *v3.PauseRequest) (*emptypb.Empty, error)
+	Resume(context.Context, *v3.ResumeRequest) (*emptypb.Empty, error)
+	Checkpoint(context.Context, *v3.CheckpointTaskRequest) (*emptypb.Empty, error)
+	Kill(context.Context, *v3.KillRequest) (*emptypb.Empty, error)
+	Exec(context.Context, *v3.ExecProcessRequest) (*emptypb.Empty, error)
+	ResizePty(context.Context, *v3.ResizePtyRequest) (*emptypb.Empty, error)
+	CloseIO(context.Context, *v3.CloseIORequest) (*emptypb.Empty, error)
 	Update(context.Context, *v3.UpdateTaskRequest) (*emptypb.Empty, error)
 	Wait(context.Context, *v3.WaitRequest) (*v3.WaitResponse, error)
+	Stats(context.Context, *v3.StatsRequest) (*v3.StatsResponse, error)
+	Connect(context.Context, *v3.ConnectRequest) (*v3.ConnectResponse, error)
+	Shutdown(context.Context, *v3.ShutdownRequest) (*emptypb.Empty, error)
 }
 
 func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 	srv.RegisterService("containerd.task.v3.Task", &ttrpc.ServiceDesc{
 		Methods: map[string]ttrpc.Method{
-			"Checkpoint": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.CheckpointTaskRequest
+			"State": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.StateRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.Checkpoint(ctx, &req)
-			},
-			"CloseIO": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.CloseIORequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.CloseIO(ctx, &req)
-			},
-			"Connect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.ConnectRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Connect(ctx, &req)
+				return svc.State(ctx, &req)
 			},
 			"Create": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v3.CreateTaskRequest
@@ -60,33 +46,19 @@ func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 				}
 				return svc.Create(ctx, &req)
 			},
+			"Start": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.StartRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Start(ctx, &req)
+			},
 			"Delete": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v3.DeleteRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
 				return svc.Delete(ctx, &req)
-			},
-			"Exec": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.ExecProcessRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Exec(ctx, &req)
-			},
-			"Kill": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.KillRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Kill(ctx, &req)
-			},
-			"Pause": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.PauseRequest
-				if err := unmarshal(&req); err != nil {
-					return nil, err
-				}
-				return svc.Pause(ctx, &req)
 			},
 			"Pids": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v3.PidsRequest
@@ -95,12 +67,12 @@ func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 				}
 				return svc.Pids(ctx, &req)
 			},
-			"ResizePty": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.ResizePtyRequest
+			"Pause": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.PauseRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.ResizePty(ctx, &req)
+				return svc.Pause(ctx, &req)
 			},
 			"Resume": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v3.ResumeRequest
@@ -109,33 +81,40 @@ func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 				}
 				return svc.Resume(ctx, &req)
 			},
-			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.ShutdownRequest
+			"Checkpoint": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.CheckpointTaskRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.Shutdown(ctx, &req)
+				return svc.Checkpoint(ctx, &req)
 			},
-			"Start": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.StartRequest
+			"Kill": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.KillRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.Start(ctx, &req)
+				return svc.Kill(ctx, &req)
 			},
-			"State": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.StateRequest
+			"Exec": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.ExecProcessRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.State(ctx, &req)
+				return svc.Exec(ctx, &req)
 			},
-			"Stats": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req v3.StatsRequest
+			"ResizePty": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.ResizePtyRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.Stats(ctx, &req)
+				return svc.ResizePty(ctx, &req)
+			},
+			"CloseIO": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.CloseIORequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.CloseIO(ctx, &req)
 			},
 			"Update": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req v3.UpdateTaskRequest
@@ -151,6 +130,27 @@ func RegisterTaskService(srv *ttrpc.Server, svc TaskService) {
 				}
 				return svc.Wait(ctx, &req)
 			},
+			"Stats": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.StatsRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Stats(ctx, &req)
+			},
+			"Connect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.ConnectRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Connect(ctx, &req)
+			},
+			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.ShutdownRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Shutdown(ctx, &req)
+			},
 		},
 	})
 }
@@ -165,25 +165,9 @@ func NewTaskClient(client *ttrpc.Client) TaskService {
 	}
 }
 
-func (c *taskClient) Checkpoint(ctx context.Context, req *v3.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Checkpoint", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) CloseIO(ctx context.Context, req *v3.CloseIORequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "CloseIO", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) Connect(ctx context.Context, req *v3.ConnectRequest) (*v3.ConnectResponse, error) {
-	var resp v3.ConnectResponse
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Connect", req, &resp); err != nil {
+func (c *taskClient) State(ctx context.Context, req *v3.StateRequest) (*v3.StateResponse, error) {
+	var resp v3.StateResponse
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "State", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -197,33 +181,17 @@ func (c *taskClient) Create(ctx context.Context, req *v3.CreateTaskRequest) (*v3
 	return &resp, nil
 }
 
+func (c *taskClient) Start(ctx context.Context, req *v3.StartRequest) (*v3.StartResponse, error) {
+	var resp v3.StartResponse
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Start", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
 func (c *taskClient) Delete(ctx context.Context, req *v3.DeleteRequest) (*v3.DeleteResponse, error) {
 	var resp v3.DeleteResponse
 	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Delete", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) Exec(ctx context.Context, req *v3.ExecProcessRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Exec", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) Kill(ctx context.Context, req *v3.KillRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Kill", req, &resp); err != nil {
-		return nil, err
-	}
-	return &resp, nil
-}
-
-func (c *taskClient) Pause(ctx context.Context, req *v3.PauseRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Pause", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -237,9 +205,9 @@ func (c *taskClient) Pids(ctx context.Context, req *v3.PidsRequest) (*v3.PidsRes
 	return &resp, nil
 }
 
-func (c *taskClient) ResizePty(ctx context.Context, req *v3.ResizePtyRequest) (*emptypb.Empty, error) {
+func (c *taskClient) Pause(ctx context.Context, req *v3.PauseRequest) (*emptypb.Empty, error) {
 	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "ResizePty", req, &resp); err != nil {
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Pause", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -253,33 +221,41 @@ func (c *taskClient) Resume(ctx context.Context, req *v3.ResumeRequest) (*emptyp
 	return &resp, nil
 }
 
-func (c *taskClient) Shutdown(ctx context.Context, req *v3.ShutdownRequest) (*emptypb.Empty, error) {
+func (c *taskClient) Checkpoint(ctx context.Context, req *v3.CheckpointTaskRequest) (*emptypb.Empty, error) {
 	var resp emptypb.Empty
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Shutdown", req, &resp); err != nil {
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Checkpoint", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
 }
 
-func (c *taskClient) Start(ctx context.Context, req *v3.StartRequest) (*v3.StartResponse, error) {
-	var resp v3.StartResponse
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Start", req, &resp); err != nil {
+func (c *taskClient) Kill(ctx context.Context, req *v3.KillRequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Kill", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
 }
 
-func (c *taskClient) State(ctx context.Context, req *v3.StateRequest) (*v3.StateResponse, error) {
-	var resp v3.StateResponse
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "State", req, &resp); err != nil {
+func (c *taskClient) Exec(ctx context.Context, req *v3.ExecProcessRequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Exec", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
 }
 
-func (c *taskClient) Stats(ctx context.Context, req *v3.StatsRequest) (*v3.StatsResponse, error) {
-	var resp v3.StatsResponse
-	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Stats", req, &resp); err != nil {
+func (c *taskClient) ResizePty(ctx context.Context, req *v3.ResizePtyRequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "ResizePty", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *taskClient) CloseIO(ctx context.Context, req *v3.CloseIORequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "CloseIO", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -296,6 +272,30 @@ func (c *taskClient) Update(ctx context.Context, req *v3.UpdateTaskRequest) (*em
 func (c *taskClient) Wait(ctx context.Context, req *v3.WaitRequest) (*v3.WaitResponse, error) {
 	var resp v3.WaitResponse
 	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Wait", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *taskClient) Stats(ctx context.Context, req *v3.StatsRequest) (*v3.StatsResponse, error) {
+	var resp v3.StatsResponse
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Stats", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *taskClient) Connect(ctx context.Context, req *v3.ConnectRequest) (*v3.ConnectResponse, error) {
+	var resp v3.ConnectResponse
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Connect", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *taskClient) Shutdown(ctx context.Context, req *v3.ShutdownRequest) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "containerd.task.v3.Task", "Shutdown", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -28,41 +28,41 @@ const file_api_services_containers_v1_containers_service_proto_rawDesc = "" +
 	"\n" +
 	"3api/services/containers/v1/containers_service.proto\x12!containerd.services.containers.v1\x1a+api/services/containers/v1/containers.proto\x1a\x1bgoogle/protobuf/empty.proto2\xe4\x05\n" +
 	"\n" +
-	"Containers\x12\x7f\n" +
-	"\x06Create\x129.containerd.services.containers.v1.CreateContainerRequest\x1a:.containerd.services.containers.v1.CreateContainerResponse\x12[\n" +
-	"\x06Delete\x129.containerd.services.containers.v1.DeleteContainerRequest\x1a\x16.google.protobuf.Empty\x12v\n" +
+	"Containers\x12v\n" +
 	"\x03Get\x126.containerd.services.containers.v1.GetContainerRequest\x1a7.containerd.services.containers.v1.GetContainerResponse\x12{\n" +
 	"\x04List\x128.containerd.services.containers.v1.ListContainersRequest\x1a9.containerd.services.containers.v1.ListContainersResponse\x12\x81\x01\n" +
 	"\n" +
 	"ListStream\x128.containerd.services.containers.v1.ListContainersRequest\x1a7.containerd.services.containers.v1.ListContainerMessage0\x01\x12\x7f\n" +
-	"\x06Update\x129.containerd.services.containers.v1.UpdateContainerRequest\x1a:.containerd.services.containers.v1.UpdateContainerResponseBRZPgithub.com/berthd/berth/api/services/containers/v1/containersgrpc;containersgrpcb\x06proto3"
+	"\x06Create\x129.containerd.services.containers.v1.CreateContainerRequest\x1a:.containerd.services.containers.v1.CreateContainerResponse\x12\x7f\n" +
+	"\x06Update\x129.containerd.services.containers.v1.UpdateContainerRequest\x1a:.containerd.services.containers.v1.UpdateContainerResponse\x12[\n" +
+	"\x06Delete\x129.containerd.services.containers.v1.DeleteContainerRequest\x1a\x16.google.protobuf.EmptyBRZPgithub.com/berthd/berth/api/services/containers/v1/containersgrpc;containersgrpcb\x06proto3"
 
 var file_api_services_containers_v1_containers_service_proto_goTypes = []any{
-	(*v1.CreateContainerRequest)(nil),  // 0: containerd.services.containers.v1.CreateContainerRequest
-	(*v1.DeleteContainerRequest)(nil),  // 1: containerd.services.containers.v1.DeleteContainerRequest
-	(*v1.GetContainerRequest)(nil),     // 2: containerd.services.containers.v1.GetContainerRequest
-	(*v1.ListContainersRequest)(nil),   // 3: containerd.services.containers.v1.ListContainersRequest
-	(*v1.UpdateContainerRequest)(nil),  // 4: containerd.services.containers.v1.UpdateContainerRequest
-	(*v1.CreateContainerResponse)(nil), // 5: containerd.services.containers.v1.CreateContainerResponse
-	(*emptypb.Empty)(nil),              // 6: google.protobuf.Empty
-	(*v1.GetContainerResponse)(nil),    // 7: containerd.services.containers.v1.GetContainerResponse
-	(*v1.ListContainersResponse)(nil),  // 8: containerd.services.containers.v1.ListContainersResponse
-	(*v1.ListContainerMessage)(nil),    // 9: containerd.services.containers.v1.ListContainerMessage
-	(*v1.UpdateContainerResponse)(nil), // 10: containerd.services.containers.v1.UpdateContainerResponse
+	(*v1.GetContainerRequest)(nil),     // 0: containerd.services.containers.v1.GetContainerRequest
+	(*v1.ListContainersRequest)(nil),   // 1: containerd.services.containers.v1.ListContainersRequest
+	(*v1.CreateContainerRequest)(nil),  // 2: containerd.services.containers.v1.CreateContainerRequest
+	(*v1.UpdateContainerRequest)(nil),  // 3: containerd.services.containers.v1.UpdateContainerRequest
+	(*v1.DeleteContainerRequest)(nil),  // 4: containerd.services.containers.v1.DeleteContainerRequest
+	(*v1.GetContainerResponse)(nil),    // 5: containerd.services.containers.v1.GetContainerResponse
+	(*v1.ListContainersResponse)(nil),  // 6: containerd.services.containers.v1.ListContainersResponse
+	(*v1.ListContainerMessage)(nil),    // 7: containerd.services.containers.v1.ListContainerMessage
+	(*v1.CreateContainerResponse)(nil), // 8: containerd.services.containers.v1.CreateContainerResponse
+	(*v1.UpdateContainerResponse)(nil), // 9: containerd.services.containers.v1.UpdateContainerResponse
+	(*emptypb.Empty)(nil),              // 10: google.protobuf.Empty
 }
 var file_api_services_containers_v1_containers_service_proto_depIdxs = []int32{
-	0,  // 0: containerd.services.containers.v1.Containers.Create:input_type -> containerd.services.containers.v1.CreateContainerRequest
-	1,  // 1: containerd.services.containers.v1.Containers.Delete:input_type -> containerd.services.containers.v1.DeleteContainerRequest
-	2,  // 2: containerd.services.containers.v1.Containers.Get:input_type -> containerd.services.containers.v1.GetContainerRequest
-	3,  // 3: containerd.services.containers.v1.Containers.List:input_type -> containerd.services.containers.v1.ListContainersRequest
-	3,  // 4: containerd.services.containers.v1.Containers.ListStream:input_type -> containerd.services.containers.v1.ListContainersRequest
-	4,  // 5: containerd.services.containers.v1.Containers.Update:input_type -> containerd.services.containers.v1.UpdateContainerRequest
-	5,  // 6: containerd.services.containers.v1.Containers.Create:output_type -> containerd.services.containers.v1.CreateContainerResponse
-	6,  // 7: containerd.services.containers.v1.Containers.Delete:output_type -> google.protobuf.Empty
-	7,  // 8: containerd.services.containers.v1.Containers.Get:output_type -> containerd.services.containers.v1.GetContainerResponse
-	8,  // 9: containerd.services.containers.v1.Containers.List:output_type -> containerd.services.containers.v1.ListContainersResponse
-	9,  // 10: containerd.services.containers.v1.Containers.ListStream:output_type -> containerd.services.containers.v1.ListContainerMessage
-	10, // 11: containerd.services.containers.v1.Containers.Update:output_type -> containerd.services.containers.v1.UpdateContainerResponse
+	0,  // 0: containerd.services.containers.v1.Containers.Get:input_type -> containerd.services.containers.v1.GetContainerRequest
+	1,  // 1: containerd.services.containers.v1.Containers.List:input_type -> containerd.services.containers.v1.ListContainersRequest
+	1,  // 2: containerd.services.containers.v1.Containers.ListStream:input_type -> containerd.services.containers.v1.ListContainersRequest
+	2,  // 3: containerd.services.containers.v1.Containers.Create:input_type -> containerd.services.containers.v1.CreateContainerRequest
+	3,  // 4: containerd.services.containers.v1.Containers.Update:input_type -> containerd.services.containers.v1.UpdateContainerRequest
+	4,  // 5: containerd.services.containers.v1.Containers.Delete:input_type -> containerd.services.containers.v1.DeleteContainerRequest
+	5,  // 6: containerd.services.containers.v1.Containers.Get:output_type -> containerd.services.containers.v1.GetContainerResponse
+	6,  // 7: containerd.services.containers.v1.Containers.List:output_type -> containerd.services.containers.v1.ListContainersResponse
+	7,  // 8: containerd.services.containers.v1.Containers.ListStream:output_type -> containerd.services.containers.v1.ListContainerMessage
+	8,  // 9: containerd.services.containers.v1.Containers.Create:output_type -> containerd.services.containers.v1.CreateContainerResponse
+	9,  // 10: containerd.services.containers.v1.Containers.Update:output_type -> containerd.services.containers.v1.UpdateContainerResponse
+	10, // 11: containerd.services.containers.v1.Containers.Delete:output_type -> google.protobuf.Empty
 	6,  // [6:12] is the sub-list for method output_type
 	0,  // [0:6] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name

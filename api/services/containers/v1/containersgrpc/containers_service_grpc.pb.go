@@ -21,24 +21,38 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Containers_Create_FullMethodName     = "/containerd.services.containers.v1.Containers/Create"
-	Containers_Delete_FullMethodName     = "/containerd.services.containers.v1.Containers/Delete"
 	Containers_Get_FullMethodName        = "/containerd.services.containers.v1.Containers/Get"
 	Containers_List_FullMethodName       = "/containerd.services.containers.v1.Containers/List"
 	Containers_ListStream_FullMethodName = "/containerd.services.containers.v1.Containers/ListStream"
+	Containers_Create_FullMethodName     = "/containerd.services.containers.v1.Containers/Create"
 	Containers_Update_FullMethodName     = "/containerd.services.containers.v1.Containers/Update"
+	Containers_Delete_FullMethodName     = "/containerd.services.containers.v1.Containers/Delete"
 )
 
 // ContainersClient is the client API for Containers service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Containers keeps container records: from what a task can be made, and nothing
+// that runs. Every call needs a namespace.
 type ContainersClient interface {
-	Create(ctx context.Context, in *v1.CreateContainerRequest, opts ...grpc.CallOption) (*v1.CreateContainerResponse, error)
-	Delete(ctx context.Context, in *v1.DeleteContainerRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Get gives one record. NotFound.
 	Get(ctx context.Context, in *v1.GetContainerRequest, opts ...grpc.CallOption) (*v1.GetContainerResponse, error)
+	// List gives the records of the namespace that a filter matches, in the order
+	// of their ids. InvalidArgument for a bad filter.
 	List(ctx context.Context, in *v1.ListContainersRequest, opts ...grpc.CallOption) (*v1.ListContainersResponse, error)
+	// ListStream is List with one record per message, for when all together are
+	// too large for one.
 	ListStream(ctx context.Context, in *v1.ListContainersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListContainerMessage], error)
+	// Create stores a record. AlreadyExists; InvalidArgument for a bad id or
+	// label, and without runtime or spec. Publishes ContainerCreate.
+	Create(ctx context.Context, in *v1.CreateContainerRequest, opts ...grpc.CallOption) (*v1.CreateContainerResponse, error)
+	// Update replaces fields of a record. NotFound; InvalidArgument for an
+	// unknown path. Publishes ContainerUpdate.
 	Update(ctx context.Context, in *v1.UpdateContainerRequest, opts ...grpc.CallOption) (*v1.UpdateContainerResponse, error)
+	// Delete removes a record. NotFound. A task of that id runs on, but can't be
+	// reached until there is a record again. Publishes ContainerDelete.
+	Delete(ctx context.Context, in *v1.DeleteContainerRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
 type containersClient struct {
@@ -47,26 +61,6 @@ type containersClient struct {
 
 func NewContainersClient(cc grpc.ClientConnInterface) ContainersClient {
 	return &containersClient{cc}
-}
-
-func (c *containersClient) Create(ctx context.Context, in *v1.CreateContainerRequest, opts ...grpc.CallOption) (*v1.CreateContainerResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.CreateContainerResponse)
-	err := c.cc.Invoke(ctx, Containers_Create_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *containersClient) Delete(ctx context.Context, in *v1.DeleteContainerRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Containers_Delete_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 func (c *containersClient) Get(ctx context.Context, in *v1.GetContainerRequest, opts ...grpc.CallOption) (*v1.GetContainerResponse, error) {
@@ -108,6 +102,16 @@ func (c *containersClient) ListStream(ctx context.Context, in *v1.ListContainers
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Containers_ListStreamClient = grpc.ServerStreamingClient[v1.ListContainerMessage]
 
+func (c *containersClient) Create(ctx context.Context, in *v1.CreateContainerRequest, opts ...grpc.CallOption) (*v1.CreateContainerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.CreateContainerResponse)
+	err := c.cc.Invoke(ctx, Containers_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *containersClient) Update(ctx context.Context, in *v1.UpdateContainerRequest, opts ...grpc.CallOption) (*v1.UpdateContainerResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v1.UpdateContainerResponse)
@@ -118,16 +122,40 @@ func (c *containersClient) Update(ctx context.Context, in *v1.UpdateContainerReq
 	return out, nil
 }
 
+func (c *containersClient) Delete(ctx context.Context, in *v1.DeleteContainerRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Containers_Delete_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ContainersServer is the server API for Containers service.
 // All implementations must embed UnimplementedContainersServer
 // for forward compatibility.
+//
+// Containers keeps container records: from what a task can be made, and nothing
+// that runs. Every call needs a namespace.
 type ContainersServer interface {
-	Create(context.Context, *v1.CreateContainerRequest) (*v1.CreateContainerResponse, error)
-	Delete(context.Context, *v1.DeleteContainerRequest) (*emptypb.Empty, error)
+	// Get gives one record. NotFound.
 	Get(context.Context, *v1.GetContainerRequest) (*v1.GetContainerResponse, error)
+	// List gives the records of the namespace that a filter matches, in the order
+	// of their ids. InvalidArgument for a bad filter.
 	List(context.Context, *v1.ListContainersRequest) (*v1.ListContainersResponse, error)
+	// ListStream is List with one record per message, for when all together are
+	// too large for one.
 	ListStream(*v1.ListContainersRequest, grpc.ServerStreamingServer[v1.ListContainerMessage]) error
+	// Create stores a record. AlreadyExists; InvalidArgument for a bad id or
+	// label, and without runtime or spec. Publishes ContainerCreate.
+	Create(context.Context, *v1.CreateContainerRequest) (*v1.CreateContainerResponse, error)
+	// Update replaces fields of a record. NotFound; InvalidArgument for an
+	// unknown path. Publishes ContainerUpdate.
 	Update(context.Context, *v1.UpdateContainerRequest) (*v1.UpdateContainerResponse, error)
+	// Delete removes a record. NotFound. A task of that id runs on, but can't be
+	// reached until there is a record again. Publishes ContainerDelete.
+	Delete(context.Context, *v1.DeleteContainerRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedContainersServer()
 }
 
@@ -138,12 +166,6 @@ type ContainersServer interface {
 // pointer dereference when methods are called.
 type UnimplementedContainersServer struct{}
 
-func (UnimplementedContainersServer) Create(context.Context, *v1.CreateContainerRequest) (*v1.CreateContainerResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
-}
-func (UnimplementedContainersServer) Delete(context.Context, *v1.DeleteContainerRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
-}
 func (UnimplementedContainersServer) Get(context.Context, *v1.GetContainerRequest) (*v1.GetContainerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
 }
@@ -153,8 +175,14 @@ func (UnimplementedContainersServer) List(context.Context, *v1.ListContainersReq
 func (UnimplementedContainersServer) ListStream(*v1.ListContainersRequest, grpc.ServerStreamingServer[v1.ListContainerMessage]) error {
 	return status.Error(codes.Unimplemented, "method ListStream not implemented")
 }
+func (UnimplementedContainersServer) Create(context.Context, *v1.CreateContainerRequest) (*v1.CreateContainerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
 func (UnimplementedContainersServer) Update(context.Context, *v1.UpdateContainerRequest) (*v1.UpdateContainerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+}
+func (UnimplementedContainersServer) Delete(context.Context, *v1.DeleteContainerRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
 }
 func (UnimplementedContainersServer) mustEmbedUnimplementedContainersServer() {}
 func (UnimplementedContainersServer) testEmbeddedByValue()                    {}
@@ -175,42 +203,6 @@ func RegisterContainersServer(s grpc.ServiceRegistrar, srv ContainersServer) {
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&Containers_ServiceDesc, srv)
-}
-
-func _Containers_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.CreateContainerRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ContainersServer).Create(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Containers_Create_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ContainersServer).Create(ctx, req.(*v1.CreateContainerRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Containers_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.DeleteContainerRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ContainersServer).Delete(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Containers_Delete_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ContainersServer).Delete(ctx, req.(*v1.DeleteContainerRequest))
-	}
-	return interceptor(ctx, in, info, handler)
 }
 
 func _Containers_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -260,6 +252,24 @@ func _Containers_ListStream_Handler(srv interface{}, stream grpc.ServerStream) e
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Containers_ListStreamServer = grpc.ServerStreamingServer[v1.ListContainerMessage]
 
+func _Containers_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.CreateContainerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ContainersServer).Create(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Containers_Create_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ContainersServer).Create(ctx, req.(*v1.CreateContainerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Containers_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.UpdateContainerRequest)
 	if err := dec(in); err != nil {
@@ -278,6 +288,24 @@ func _Containers_Update_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Containers_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.DeleteContainerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ContainersServer).Delete(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Containers_Delete_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ContainersServer).Delete(ctx, req.(*v1.DeleteContainerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Containers_ServiceDesc is the grpc.ServiceDesc for Containers service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -285,14 +313,6 @@ var Containers_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "containerd.services.containers.v1.Containers",
 	HandlerType: (*ContainersServer)(nil),
 	Methods: []grpc.MethodDesc{
-		{
-			MethodName: "Create",
-			Handler:    _Containers_Create_Handler,
-		},
-		{
-			MethodName: "Delete",
-			Handler:    _Containers_Delete_Handler,
-		},
 		{
 			MethodName: "Get",
 			Handler:    _Containers_Get_Handler,
@@ -302,8 +322,16 @@ var Containers_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Containers_List_Handler,
 		},
 		{
+			MethodName: "Create",
+			Handler:    _Containers_Create_Handler,
+		},
+		{
 			MethodName: "Update",
 			Handler:    _Containers_Update_Handler,
+		},
+		{
+			MethodName: "Delete",
+			Handler:    _Containers_Delete_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

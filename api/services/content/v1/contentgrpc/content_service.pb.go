@@ -27,55 +27,55 @@ var File_api_services_content_v1_content_service_proto protoreflect.FileDescript
 const file_api_services_content_v1_content_service_proto_rawDesc = "" +
 	"\n" +
 	"-api/services/content/v1/content_service.proto\x12\x1econtainerd.services.content.v1\x1a%api/services/content/v1/content.proto\x1a\x1bgoogle/protobuf/empty.proto2\xbe\a\n" +
-	"\aContent\x12M\n" +
-	"\x05Abort\x12,.containerd.services.content.v1.AbortRequest\x1a\x16.google.protobuf.Empty\x12V\n" +
-	"\x06Delete\x124.containerd.services.content.v1.DeleteContentRequest\x1a\x16.google.protobuf.Empty\x12a\n" +
-	"\x04Info\x12+.containerd.services.content.v1.InfoRequest\x1a,.containerd.services.content.v1.InfoResponse\x12q\n" +
-	"\x04List\x122.containerd.services.content.v1.ListContentRequest\x1a3.containerd.services.content.v1.ListContentResponse0\x01\x12y\n" +
-	"\fListStatuses\x123.containerd.services.content.v1.ListStatusesRequest\x1a4.containerd.services.content.v1.ListStatusesResponse\x12q\n" +
+	"\aContent\x12a\n" +
+	"\x04Info\x12+.containerd.services.content.v1.InfoRequest\x1a,.containerd.services.content.v1.InfoResponse\x12g\n" +
+	"\x06Update\x12-.containerd.services.content.v1.UpdateRequest\x1a..containerd.services.content.v1.UpdateResponse\x12q\n" +
+	"\x04List\x122.containerd.services.content.v1.ListContentRequest\x1a3.containerd.services.content.v1.ListContentResponse0\x01\x12V\n" +
+	"\x06Delete\x124.containerd.services.content.v1.DeleteContentRequest\x1a\x16.google.protobuf.Empty\x12q\n" +
 	"\x04Read\x122.containerd.services.content.v1.ReadContentRequest\x1a3.containerd.services.content.v1.ReadContentResponse0\x01\x12g\n" +
-	"\x06Status\x12-.containerd.services.content.v1.StatusRequest\x1a..containerd.services.content.v1.StatusResponse\x12g\n" +
-	"\x06Update\x12-.containerd.services.content.v1.UpdateRequest\x1a..containerd.services.content.v1.UpdateResponse\x12v\n" +
-	"\x05Write\x123.containerd.services.content.v1.WriteContentRequest\x1a4.containerd.services.content.v1.WriteContentResponse(\x010\x01BIZGgithub.com/berthd/berth/api/services/content/v1/contentgrpc;contentgrpcb\x06proto3"
+	"\x06Status\x12-.containerd.services.content.v1.StatusRequest\x1a..containerd.services.content.v1.StatusResponse\x12y\n" +
+	"\fListStatuses\x123.containerd.services.content.v1.ListStatusesRequest\x1a4.containerd.services.content.v1.ListStatusesResponse\x12v\n" +
+	"\x05Write\x123.containerd.services.content.v1.WriteContentRequest\x1a4.containerd.services.content.v1.WriteContentResponse(\x010\x01\x12M\n" +
+	"\x05Abort\x12,.containerd.services.content.v1.AbortRequest\x1a\x16.google.protobuf.EmptyBIZGgithub.com/berthd/berth/api/services/content/v1/contentgrpc;contentgrpcb\x06proto3"
 
 var file_api_services_content_v1_content_service_proto_goTypes = []any{
-	(*v1.AbortRequest)(nil),         // 0: containerd.services.content.v1.AbortRequest
-	(*v1.DeleteContentRequest)(nil), // 1: containerd.services.content.v1.DeleteContentRequest
-	(*v1.InfoRequest)(nil),          // 2: containerd.services.content.v1.InfoRequest
-	(*v1.ListContentRequest)(nil),   // 3: containerd.services.content.v1.ListContentRequest
-	(*v1.ListStatusesRequest)(nil),  // 4: containerd.services.content.v1.ListStatusesRequest
-	(*v1.ReadContentRequest)(nil),   // 5: containerd.services.content.v1.ReadContentRequest
-	(*v1.StatusRequest)(nil),        // 6: containerd.services.content.v1.StatusRequest
-	(*v1.UpdateRequest)(nil),        // 7: containerd.services.content.v1.UpdateRequest
-	(*v1.WriteContentRequest)(nil),  // 8: containerd.services.content.v1.WriteContentRequest
-	(*emptypb.Empty)(nil),           // 9: google.protobuf.Empty
-	(*v1.InfoResponse)(nil),         // 10: containerd.services.content.v1.InfoResponse
+	(*v1.InfoRequest)(nil),          // 0: containerd.services.content.v1.InfoRequest
+	(*v1.UpdateRequest)(nil),        // 1: containerd.services.content.v1.UpdateRequest
+	(*v1.ListContentRequest)(nil),   // 2: containerd.services.content.v1.ListContentRequest
+	(*v1.DeleteContentRequest)(nil), // 3: containerd.services.content.v1.DeleteContentRequest
+	(*v1.ReadContentRequest)(nil),   // 4: containerd.services.content.v1.ReadContentRequest
+	(*v1.StatusRequest)(nil),        // 5: containerd.services.content.v1.StatusRequest
+	(*v1.ListStatusesRequest)(nil),  // 6: containerd.services.content.v1.ListStatusesRequest
+	(*v1.WriteContentRequest)(nil),  // 7: containerd.services.content.v1.WriteContentRequest
+	(*v1.AbortRequest)(nil),         // 8: containerd.services.content.v1.AbortRequest
+	(*v1.InfoResponse)(nil),         // 9: containerd.services.content.v1.InfoResponse
+	(*v1.UpdateResponse)(nil),       // 10: containerd.services.content.v1.UpdateResponse
 	(*v1.ListContentResponse)(nil),  // 11: containerd.services.content.v1.ListContentResponse
-	(*v1.ListStatusesResponse)(nil), // 12: containerd.services.content.v1.ListStatusesResponse
+	(*emptypb.Empty)(nil),           // 12: google.protobuf.Empty
 	(*v1.ReadContentResponse)(nil),  // 13: containerd.services.content.v1.ReadContentResponse
 	(*v1.StatusResponse)(nil),       // 14: containerd.services.content.v1.StatusResponse
-	(*v1.UpdateResponse)(nil),       // 15: containerd.services.content.v1.UpdateResponse
+	(*v1.ListStatusesResponse)(nil), // 15: containerd.services.content.v1.ListStatusesResponse
 	(*v1.WriteContentResponse)(nil), // 16: containerd.services.content.v1.WriteContentResponse
 }
 var file_api_services_content_v1_content_service_proto_depIdxs = []int32{
-	0,  // 0: containerd.services.content.v1.Content.Abort:input_type -> containerd.services.content.v1.AbortRequest
-	1,  // 1: containerd.services.content.v1.Content.Delete:input_type -> containerd.services.content.v1.DeleteContentRequest
-	2,  // 2: containerd.services.content.v1.Content.Info:input_type -> containerd.services.content.v1.InfoRequest
-	3,  // 3: containerd.services.content.v1.Content.List:input_type -> containerd.services.content.v1.ListContentRequest
-	4,  // 4: containerd.services.content.v1.Content.ListStatuses:input_type -> containerd.services.content.v1.ListStatusesRequest
-	5,  // 5: containerd.services.content.v1.Content.Read:input_type -> containerd.services.content.v1.ReadContentRequest
-	6,  // 6: containerd.services.content.v1.Content.Status:input_type -> containerd.services.content.v1.StatusRequest
-	7,  // 7: containerd.services.content.v1.Content.Update:input_type -> containerd.services.content.v1.UpdateRequest
-	8,  // 8: containerd.services.content.v1.Content.Write:input_type -> containerd.services.content.v1.WriteContentRequest
-	9,  // 9: containerd.services.content.v1.Content.Abort:output_type -> google.protobuf.Empty
-	9,  // 10: containerd.services.content.v1.Content.Delete:output_type -> google.protobuf.Empty
-	10, // 11: containerd.services.content.v1.Content.Info:output_type -> containerd.services.content.v1.InfoResponse
-	11, // 12: containerd.services.content.v1.Content.List:output_type -> containerd.services.content.v1.ListContentResponse
-	12, // 13: containerd.services.content.v1.Content.ListStatuses:output_type -> containerd.services.content.v1.ListStatusesResponse
-	13, // 14: containerd.services.content.v1.Content.Read:output_type -> containerd.services.content.v1.ReadContentResponse
-	14, // 15: containerd.services.content.v1.Content.Status:output_type -> containerd.services.content.v1.StatusResponse
-	15, // 16: containerd.services.content.v1.Content.Update:output_type -> containerd.services.content.v1.UpdateResponse
-	16, // 17: containerd.services.content.v1.Content.Write:output_type -> containerd.services.content.v1.WriteContentResponse
+	0,  // 0: containerd.services.content.v1.Content.Info:input_type -> containerd.services.content.v1.InfoRequest
+	1,  // 1: containerd.services.content.v1.Content.Update:input_type -> containerd.services.content.v1.UpdateRequest
+	2,  // 2: containerd.services.content.v1.Content.List:input_type -> containerd.services.content.v1.ListContentRequest
+	3,  // 3: containerd.services.content.v1.Content.Delete:input_type -> containerd.services.content.v1.DeleteContentRequest
+	4,  // 4: containerd.services.content.v1.Content.Read:input_type -> containerd.services.content.v1.ReadContentRequest
+	5,  // 5: containerd.services.content.v1.Content.Status:input_type -> containerd.services.content.v1.StatusRequest
+	6,  // 6: containerd.services.content.v1.Content.ListStatuses:input_type -> containerd.services.content.v1.ListStatusesRequest
+	7,  // 7: containerd.services.content.v1.Content.Write:input_type -> containerd.services.content.v1.WriteContentRequest
+	8,  // 8: containerd.services.content.v1.Content.Abort:input_type -> containerd.services.content.v1.AbortRequest
+	9,  // 9: containerd.services.content.v1.Content.Info:output_type -> containerd.services.content.v1.InfoResponse
+	10, // 10: containerd.services.content.v1.Content.Update:output_type -> containerd.services.content.v1.UpdateResponse
+	11, // 11: containerd.services.content.v1.Content.List:output_type -> containerd.services.content.v1.ListContentResponse
+	12, // 12: containerd.services.content.v1.Content.Delete:output_type -> google.protobuf.Empty
+	13, // 13: containerd.services.content.v1.Content.Read:output_type -> containerd.services.content.v1.ReadContentResponse
+	14, // 14: containerd.services.content.v1.Content.Status:output_type -> containerd.services.content.v1.StatusResponse
+	15, // 15: containerd.services.content.v1.Content.ListStatuses:output_type -> containerd.services.content.v1.ListStatusesResponse
+	16, // 16: containerd.services.content.v1.Content.Write:output_type -> containerd.services.content.v1.WriteContentResponse
+	12, // 17: containerd.services.content.v1.Content.Abort:output_type -> google.protobuf.Empty
 	9,  // [9:18] is the sub-list for method output_type
 	0,  // [0:9] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name

@@ -21,30 +21,54 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Content_Abort_FullMethodName        = "/containerd.services.content.v1.Content/Abort"
-	Content_Delete_FullMethodName       = "/containerd.services.content.v1.Content/Delete"
 	Content_Info_FullMethodName         = "/containerd.services.content.v1.Content/Info"
+	Content_Update_FullMethodName       = "/containerd.services.content.v1.Content/Update"
 	Content_List_FullMethodName         = "/containerd.services.content.v1.Content/List"
-	Content_ListStatuses_FullMethodName = "/containerd.services.content.v1.Content/ListStatuses"
+	Content_Delete_FullMethodName       = "/containerd.services.content.v1.Content/Delete"
 	Content_Read_FullMethodName         = "/containerd.services.content.v1.Content/Read"
 	Content_Status_FullMethodName       = "/containerd.services.content.v1.Content/Status"
-	Content_Update_FullMethodName       = "/containerd.services.content.v1.Content/Update"
+	Content_ListStatuses_FullMethodName = "/containerd.services.content.v1.Content/ListStatuses"
 	Content_Write_FullMethodName        = "/containerd.services.content.v1.Content/Write"
+	Content_Abort_FullMethodName        = "/containerd.services.content.v1.Content/Abort"
 )
 
 // ContentClient is the client API for Content service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Content keeps blobs by their digest. Namespaces share the bytes; labels and
+// times, and whether a blob is there at all, are each one's own. Every call
+// needs a namespace. A digest that is none is InvalidArgument; a blob that the
+// namespace lacks is NotFound.
 type ContentClient interface {
-	Abort(ctx context.Context, in *v1.AbortRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Delete(ctx context.Context, in *v1.DeleteContentRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Info tells about one blob.
 	Info(ctx context.Context, in *v1.InfoRequest, opts ...grpc.CallOption) (*v1.InfoResponse, error)
-	List(ctx context.Context, in *v1.ListContentRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListContentResponse], error)
-	ListStatuses(ctx context.Context, in *v1.ListStatusesRequest, opts ...grpc.CallOption) (*v1.ListStatusesResponse, error)
-	Read(ctx context.Context, in *v1.ReadContentRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ReadContentResponse], error)
-	Status(ctx context.Context, in *v1.StatusRequest, opts ...grpc.CallOption) (*v1.StatusResponse, error)
+	// Update sets labels of a blob.
 	Update(ctx context.Context, in *v1.UpdateRequest, opts ...grpc.CallOption) (*v1.UpdateResponse, error)
+	// List streams what the namespace has, in blocks of up to 100.
+	List(ctx context.Context, in *v1.ListContentRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListContentResponse], error)
+	// Delete takes a blob out of the namespace. Its bytes go at the next
+	// collection. Publishes ContentDelete.
+	Delete(ctx context.Context, in *v1.DeleteContentRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Read streams the bytes of a blob, at most 1 MiB a message. OutOfRange for
+	// an offset past the end; at the end the stream is empty.
+	Read(ctx context.Context, in *v1.ReadContentRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ReadContentResponse], error)
+	// Status tells about one ingest: a blob that is being written. NotFound.
+	Status(ctx context.Context, in *v1.StatusRequest, opts ...grpc.CallOption) (*v1.StatusResponse, error)
+	// ListStatuses tells about all ingests of the namespace.
+	ListStatuses(ctx context.Context, in *v1.ListStatusesRequest, opts ...grpc.CallOption) (*v1.ListStatusesResponse, error)
+	// Write is one writer of one ingest: the first message names it, and there is
+	// one answer to each. The stream ends with a commit or when the client closes
+	// it; in the latter case, and when it breaks, the ingest stays and the next
+	// writer of that ref goes on where it ended. Unavailable while another stream
+	// writes to the ref; AlreadyExists, and the ingest is gone, when the
+	// namespace has the blob; FailedPrecondition, and the ingest stays, when a
+	// commit finds another size or digest; OutOfRange for an offset where the
+	// ingest does not stand. An ingest ends with its lease, or after 24 hours
+	// without one.
 	Write(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[v1.WriteContentRequest, v1.WriteContentResponse], error)
+	// Abort drops an ingest. NotFound.
+	Abort(ctx context.Context, in *v1.AbortRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
 type contentClient struct {
@@ -55,30 +79,20 @@ func NewContentClient(cc grpc.ClientConnInterface) ContentClient {
 	return &contentClient{cc}
 }
 
-func (c *contentClient) Abort(ctx context.Context, in *v1.AbortRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Content_Abort_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *contentClient) Delete(ctx context.Context, in *v1.DeleteContentRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Content_Delete_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *contentClient) Info(ctx context.Context, in *v1.InfoRequest, opts ...grpc.CallOption) (*v1.InfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v1.InfoResponse)
 	err := c.cc.Invoke(ctx, Content_Info_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *contentClient) Update(ctx context.Context, in *v1.UpdateRequest, opts ...grpc.CallOption) (*v1.UpdateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.UpdateResponse)
+	err := c.cc.Invoke(ctx, Content_Update_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -104,10 +118,10 @@ func (c *contentClient) List(ctx context.Context, in *v1.ListContentRequest, opt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Content_ListClient = grpc.ServerStreamingClient[v1.ListContentResponse]
 
-func (c *contentClient) ListStatuses(ctx context.Context, in *v1.ListStatusesRequest, opts ...grpc.CallOption) (*v1.ListStatusesResponse, error) {
+func (c *contentClient) Delete(ctx context.Context, in *v1.DeleteContentRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ListStatusesResponse)
-	err := c.cc.Invoke(ctx, Content_ListStatuses_FullMethodName, in, out, cOpts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Content_Delete_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -143,10 +157,10 @@ func (c *contentClient) Status(ctx context.Context, in *v1.StatusRequest, opts .
 	return out, nil
 }
 
-func (c *contentClient) Update(ctx context.Context, in *v1.UpdateRequest, opts ...grpc.CallOption) (*v1.UpdateResponse, error) {
+func (c *contentClient) ListStatuses(ctx context.Context, in *v1.ListStatusesRequest, opts ...grpc.CallOption) (*v1.ListStatusesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.UpdateResponse)
-	err := c.cc.Invoke(ctx, Content_Update_FullMethodName, in, out, cOpts...)
+	out := new(v1.ListStatusesResponse)
+	err := c.cc.Invoke(ctx, Content_ListStatuses_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -166,19 +180,53 @@ func (c *contentClient) Write(ctx context.Context, opts ...grpc.CallOption) (grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Content_WriteClient = grpc.BidiStreamingClient[v1.WriteContentRequest, v1.WriteContentResponse]
 
+func (c *contentClient) Abort(ctx context.Context, in *v1.AbortRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Content_Abort_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ContentServer is the server API for Content service.
 // All implementations must embed UnimplementedContentServer
 // for forward compatibility.
+//
+// Content keeps blobs by their digest. Namespaces share the bytes; labels and
+// times, and whether a blob is there at all, are each one's own. Every call
+// needs a namespace. A digest that is none is InvalidArgument; a blob that the
+// namespace lacks is NotFound.
 type ContentServer interface {
-	Abort(context.Context, *v1.AbortRequest) (*emptypb.Empty, error)
-	Delete(context.Context, *v1.DeleteContentRequest) (*emptypb.Empty, error)
+	// Info tells about one blob.
 	Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error)
-	List(*v1.ListContentRequest, grpc.ServerStreamingServer[v1.ListContentResponse]) error
-	ListStatuses(context.Context, *v1.ListStatusesRequest) (*v1.ListStatusesResponse, error)
-	Read(*v1.ReadContentRequest, grpc.ServerStreamingServer[v1.ReadContentResponse]) error
-	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
+	// Update sets labels of a blob.
 	Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error)
+	// List streams what the namespace has, in blocks of up to 100.
+	List(*v1.ListContentRequest, grpc.ServerStreamingServer[v1.ListContentResponse]) error
+	// Delete takes a blob out of the namespace. Its bytes go at the next
+	// collection. Publishes ContentDelete.
+	Delete(context.Context, *v1.DeleteContentRequest) (*emptypb.Empty, error)
+	// Read streams the bytes of a blob, at most 1 MiB a message. OutOfRange for
+	// an offset past the end; at the end the stream is empty.
+	Read(*v1.ReadContentRequest, grpc.ServerStreamingServer[v1.ReadContentResponse]) error
+	// Status tells about one ingest: a blob that is being written. NotFound.
+	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
+	// ListStatuses tells about all ingests of the namespace.
+	ListStatuses(context.Context, *v1.ListStatusesRequest) (*v1.ListStatusesResponse, error)
+	// Write is one writer of one ingest: the first message names it, and there is
+	// one answer to each. The stream ends with a commit or when the client closes
+	// it; in the latter case, and when it breaks, the ingest stays and the next
+	// writer of that ref goes on where it ended. Unavailable while another stream
+	// writes to the ref; AlreadyExists, and the ingest is gone, when the
+	// namespace has the blob; FailedPrecondition, and the ingest stays, when a
+	// commit finds another size or digest; OutOfRange for an offset where the
+	// ingest does not stand. An ingest ends with its lease, or after 24 hours
+	// without one.
 	Write(grpc.BidiStreamingServer[v1.WriteContentRequest, v1.WriteContentResponse]) error
+	// Abort drops an ingest. NotFound.
+	Abort(context.Context, *v1.AbortRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedContentServer()
 }
 
@@ -189,20 +237,17 @@ type ContentServer interface {
 // pointer dereference when methods are called.
 type UnimplementedContentServer struct{}
 
-func (UnimplementedContentServer) Abort(context.Context, *v1.AbortRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Abort not implemented")
-}
-func (UnimplementedContentServer) Delete(context.Context, *v1.DeleteContentRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
-}
 func (UnimplementedContentServer) Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Info not implemented")
+}
+func (UnimplementedContentServer) Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
 }
 func (UnimplementedContentServer) List(*v1.ListContentRequest, grpc.ServerStreamingServer[v1.ListContentResponse]) error {
 	return status.Error(codes.Unimplemented, "method List not implemented")
 }
-func (UnimplementedContentServer) ListStatuses(context.Context, *v1.ListStatusesRequest) (*v1.ListStatusesResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ListStatuses not implemented")
+func (UnimplementedContentServer) Delete(context.Context, *v1.DeleteContentRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
 }
 func (UnimplementedContentServer) Read(*v1.ReadContentRequest, grpc.ServerStreamingServer[v1.ReadContentResponse]) error {
 	return status.Error(codes.Unimplemented, "method Read not implemented")
@@ -210,11 +255,14 @@ func (UnimplementedContentServer) Read(*v1.ReadContentRequest, grpc.ServerStream
 func (UnimplementedContentServer) Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
 }
-func (UnimplementedContentServer) Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+func (UnimplementedContentServer) ListStatuses(context.Context, *v1.ListStatusesRequest) (*v1.ListStatusesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListStatuses not implemented")
 }
 func (UnimplementedContentServer) Write(grpc.BidiStreamingServer[v1.WriteContentRequest, v1.WriteContentResponse]) error {
 	return status.Error(codes.Unimplemented, "method Write not implemented")
+}
+func (UnimplementedContentServer) Abort(context.Context, *v1.AbortRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Abort not implemented")
 }
 func (UnimplementedContentServer) mustEmbedUnimplementedContentServer() {}
 func (UnimplementedContentServer) testEmbeddedByValue()                 {}
@@ -237,42 +285,6 @@ func RegisterContentServer(s grpc.ServiceRegistrar, srv ContentServer) {
 	s.RegisterService(&Content_ServiceDesc, srv)
 }
 
-func _Content_Abort_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.AbortRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ContentServer).Abort(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Content_Abort_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ContentServer).Abort(ctx, req.(*v1.AbortRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Content_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.DeleteContentRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ContentServer).Delete(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Content_Delete_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ContentServer).Delete(ctx, req.(*v1.DeleteContentRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _Content_Info_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.InfoRequest)
 	if err := dec(in); err != nil {
@@ -291,6 +303,24 @@ func _Content_Info_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Content_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.UpdateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ContentServer).Update(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Content_Update_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ContentServer).Update(ctx, req.(*v1.UpdateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Content_List_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(v1.ListContentRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -302,20 +332,20 @@ func _Content_List_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Content_ListServer = grpc.ServerStreamingServer[v1.ListContentResponse]
 
-func _Content_ListStatuses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ListStatusesRequest)
+func _Content_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.DeleteContentRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(ContentServer).ListStatuses(ctx, in)
+		return srv.(ContentServer).Delete(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Content_ListStatuses_FullMethodName,
+		FullMethod: Content_Delete_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ContentServer).ListStatuses(ctx, req.(*v1.ListStatusesRequest))
+		return srv.(ContentServer).Delete(ctx, req.(*v1.DeleteContentRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -349,20 +379,20 @@ func _Content_Status_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Content_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.UpdateRequest)
+func _Content_ListStatuses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ListStatusesRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(ContentServer).Update(ctx, in)
+		return srv.(ContentServer).ListStatuses(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Content_Update_FullMethodName,
+		FullMethod: Content_ListStatuses_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ContentServer).Update(ctx, req.(*v1.UpdateRequest))
+		return srv.(ContentServer).ListStatuses(ctx, req.(*v1.ListStatusesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -374,6 +404,24 @@ func _Content_Write_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Content_WriteServer = grpc.BidiStreamingServer[v1.WriteContentRequest, v1.WriteContentResponse]
 
+func _Content_Abort_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.AbortRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ContentServer).Abort(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Content_Abort_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ContentServer).Abort(ctx, req.(*v1.AbortRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Content_ServiceDesc is the grpc.ServiceDesc for Content service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -382,28 +430,28 @@ var Content_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*ContentServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Abort",
-			Handler:    _Content_Abort_Handler,
+			MethodName: "Info",
+			Handler:    _Content_Info_Handler,
+		},
+		{
+			MethodName: "Update",
+			Handler:    _Content_Update_Handler,
 		},
 		{
 			MethodName: "Delete",
 			Handler:    _Content_Delete_Handler,
 		},
 		{
-			MethodName: "Info",
-			Handler:    _Content_Info_Handler,
+			MethodName: "Status",
+			Handler:    _Content_Status_Handler,
 		},
 		{
 			MethodName: "ListStatuses",
 			Handler:    _Content_ListStatuses_Handler,
 		},
 		{
-			MethodName: "Status",
-			Handler:    _Content_Status_Handler,
-		},
-		{
-			MethodName: "Update",
-			Handler:    _Content_Update_Handler,
+			MethodName: "Abort",
+			Handler:    _Content_Abort_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -27,8 +27,15 @@ const (
 // DiffClient is the client API for Diff service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Diff turns layers into files and files into layers. Every call needs a
+// namespace.
 type DiffClient interface {
+	// Apply lays a layer over mounts. Media types that nothing handles are
+	// Unimplemented.
 	Apply(ctx context.Context, in *v1.ApplyRequest, opts ...grpc.CallOption) (*v1.ApplyResponse, error)
+	// Diff makes a layer from what right has beyond left, and stores it. Media
+	// types other than a plain, gzip or zstd tar layer are Unimplemented.
 	Diff(ctx context.Context, in *v1.DiffRequest, opts ...grpc.CallOption) (*v1.DiffResponse, error)
 }
 
@@ -63,8 +70,15 @@ func (c *diffClient) Diff(ctx context.Context, in *v1.DiffRequest, opts ...grpc.
 // DiffServer is the server API for Diff service.
 // All implementations must embed UnimplementedDiffServer
 // for forward compatibility.
+//
+// Diff turns layers into files and files into layers. Every call needs a
+// namespace.
 type DiffServer interface {
+	// Apply lays a layer over mounts. Media types that nothing handles are
+	// Unimplemented.
 	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
+	// Diff makes a layer from what right has beyond left, and stores it. Media
+	// types other than a plain, gzip or zstd tar layer are Unimplemented.
 	Diff(context.Context, *v1.DiffRequest) (*v1.DiffResponse, error)
 	mustEmbedUnimplementedDiffServer()
 }

@@ -22,6 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Request of Forward.
 type ForwardRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Envelope      *types.Envelope        `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`

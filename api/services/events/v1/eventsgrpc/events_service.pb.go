@@ -29,23 +29,23 @@ const file_api_services_events_v1_events_service_proto_rawDesc = "" +
 	"\n" +
 	"+api/services/events/v1/events_service.proto\x12\x1dcontainerd.services.events.v1\x1a#api/services/events/v1/events.proto\x1a\x15api/types/event.proto\x1a\x1bgoogle/protobuf/empty.proto2\x88\x02\n" +
 	"\x06Events\x12P\n" +
-	"\aForward\x12-.containerd.services.events.v1.ForwardRequest\x1a\x16.google.protobuf.Empty\x12P\n" +
-	"\aPublish\x12-.containerd.services.events.v1.PublishRequest\x1a\x16.google.protobuf.Empty\x12Z\n" +
+	"\aPublish\x12-.containerd.services.events.v1.PublishRequest\x1a\x16.google.protobuf.Empty\x12P\n" +
+	"\aForward\x12-.containerd.services.events.v1.ForwardRequest\x1a\x16.google.protobuf.Empty\x12Z\n" +
 	"\tSubscribe\x12/.containerd.services.events.v1.SubscribeRequest\x1a\x1a.containerd.types.Envelope0\x01BFZDgithub.com/berthd/berth/api/services/events/v1/eventsgrpc;eventsgrpcb\x06proto3"
 
 var file_api_services_events_v1_events_service_proto_goTypes = []any{
-	(*v1.ForwardRequest)(nil),   // 0: containerd.services.events.v1.ForwardRequest
-	(*v1.PublishRequest)(nil),   // 1: containerd.services.events.v1.PublishRequest
+	(*v1.PublishRequest)(nil),   // 0: containerd.services.events.v1.PublishRequest
+	(*v1.ForwardRequest)(nil),   // 1: containerd.services.events.v1.ForwardRequest
 	(*v1.SubscribeRequest)(nil), // 2: containerd.services.events.v1.SubscribeRequest
 	(*emptypb.Empty)(nil),       // 3: google.protobuf.Empty
 	(*types.Envelope)(nil),      // 4: containerd.types.Envelope
 }
 var file_api_services_events_v1_events_service_proto_depIdxs = []int32{
-	0, // 0: containerd.services.events.v1.Events.Forward:input_type -> containerd.services.events.v1.ForwardRequest
-	1, // 1: containerd.services.events.v1.Events.Publish:input_type -> containerd.services.events.v1.PublishRequest
+	0, // 0: containerd.services.events.v1.Events.Publish:input_type -> containerd.services.events.v1.PublishRequest
+	1, // 1: containerd.services.events.v1.Events.Forward:input_type -> containerd.services.events.v1.ForwardRequest
 	2, // 2: containerd.services.events.v1.Events.Subscribe:input_type -> containerd.services.events.v1.SubscribeRequest
-	3, // 3: containerd.services.events.v1.Events.Forward:output_type -> google.protobuf.Empty
-	3, // 4: containerd.services.events.v1.Events.Publish:output_type -> google.protobuf.Empty
+	3, // 3: containerd.services.events.v1.Events.Publish:output_type -> google.protobuf.Empty
+	3, // 4: containerd.services.events.v1.Events.Forward:output_type -> google.protobuf.Empty
 	4, // 5: containerd.services.events.v1.Events.Subscribe:output_type -> containerd.types.Envelope
 	3, // [3:6] is the sub-list for method output_type
 	0, // [0:3] is the sub-list for method input_type

@@ -22,17 +22,27 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Events_Forward_FullMethodName   = "/containerd.services.events.v1.Events/Forward"
 	Events_Publish_FullMethodName   = "/containerd.services.events.v1.Events/Publish"
+	Events_Forward_FullMethodName   = "/containerd.services.events.v1.Events/Forward"
 	Events_Subscribe_FullMethodName = "/containerd.services.events.v1.Events/Subscribe"
 )
 
 // EventsClient is the client API for Events service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Events tells what happens in the daemon and in its shims.
 type EventsClient interface {
-	Forward(ctx context.Context, in *v1.ForwardRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Publish sends an event of the caller's, in the caller's namespace, at the
+	// time of now. FailedPrecondition without a namespace, InvalidArgument for a
+	// bad topic.
 	Publish(ctx context.Context, in *v1.PublishRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Forward sends an event as it is, with namespace and time of its own.
+	// InvalidArgument for a bad namespace or topic.
+	Forward(ctx context.Context, in *v1.ForwardRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Subscribe streams events of all namespaces from now on, in the order in
+	// which they were taken. A slow reader loses none as long as the journal
+	// keeps them, and gets OutOfRange when it does not.
 	Subscribe(ctx context.Context, in *v1.SubscribeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[types.Envelope], error)
 }
 
@@ -44,20 +54,20 @@ func NewEventsClient(cc grpc.ClientConnInterface) EventsClient {
 	return &eventsClient{cc}
 }
 
-func (c *eventsClient) Forward(ctx context.Context, in *v1.ForwardRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *eventsClient) Publish(ctx context.Context, in *v1.PublishRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Events_Forward_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, Events_Publish_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *eventsClient) Publish(ctx context.Context, in *v1.PublishRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *eventsClient) Forward(ctx context.Context, in *v1.ForwardRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Events_Publish_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, Events_Forward_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -86,9 +96,19 @@ type Events_SubscribeClient = grpc.ServerStreamingClient[types.Envelope]
 // EventsServer is the server API for Events service.
 // All implementations must embed UnimplementedEventsServer
 // for forward compatibility.
+//
+// Events tells what happens in the daemon and in its shims.
 type EventsServer interface {
-	Forward(context.Context, *v1.ForwardRequest) (*emptypb.Empty, error)
+	// Publish sends an event of the caller's, in the caller's namespace, at the
+	// time of now. FailedPrecondition without a namespace, InvalidArgument for a
+	// bad topic.
 	Publish(context.Context, *v1.PublishRequest) (*emptypb.Empty, error)
+	// Forward sends an event as it is, with namespace and time of its own.
+	// InvalidArgument for a bad namespace or topic.
+	Forward(context.Context, *v1.ForwardRequest) (*emptypb.Empty, error)
+	// Subscribe streams events of all namespaces from now on, in the order in
+	// which they were taken. A slow reader loses none as long as the journal
+	// keeps them, and gets OutOfRange when it does not.
 	Subscribe(*v1.SubscribeRequest, grpc.ServerStreamingServer[types.Envelope]) error
 	mustEmbedUnimplementedEventsServer()
 }
@@ -100,11 +120,11 @@ type EventsServer interface {
 // pointer dereference when methods are called.
 type UnimplementedEventsServer struct{}
 
-func (UnimplementedEventsServer) Forward(context.Context, *v1.ForwardRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Forward not implemented")
-}
 func (UnimplementedEventsServer) Publish(context.Context, *v1.PublishRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method Publish not implemented")
+}
+func (UnimplementedEventsServer) Forward(context.Context, *v1.ForwardRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Forward not implemented")
 }
 func (UnimplementedEventsServer) Subscribe(*v1.SubscribeRequest, grpc.ServerStreamingServer[types.Envelope]) error {
 	return status.Error(codes.Unimplemented, "method Subscribe not implemented")
@@ -130,24 +150,6 @@ func RegisterEventsServer(s grpc.ServiceRegistrar, srv EventsServer) {
 	s.RegisterService(&Events_ServiceDesc, srv)
 }
 
-func _Events_Forward_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ForwardRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(EventsServer).Forward(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Events_Forward_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(EventsServer).Forward(ctx, req.(*v1.ForwardRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _Events_Publish_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.PublishRequest)
 	if err := dec(in); err != nil {
@@ -162,6 +164,24 @@ func _Events_Publish_Handler(srv interface{}, ctx context.Context, dec func(inte
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(EventsServer).Publish(ctx, req.(*v1.PublishRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Events_Forward_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ForwardRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventsServer).Forward(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Events_Forward_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventsServer).Forward(ctx, req.(*v1.ForwardRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -185,12 +205,12 @@ var Events_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*EventsServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Forward",
-			Handler:    _Events_Forward_Handler,
-		},
-		{
 			MethodName: "Publish",
 			Handler:    _Events_Publish_Handler,
+		},
+		{
+			MethodName: "Forward",
+			Handler:    _Events_Forward_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

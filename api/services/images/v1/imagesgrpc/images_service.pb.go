@@ -27,36 +27,36 @@ var File_api_services_images_v1_images_service_proto protoreflect.FileDescriptor
 const file_api_services_images_v1_images_service_proto_rawDesc = "" +
 	"\n" +
 	"+api/services/images/v1/images_service.proto\x12\x1dcontainerd.services.images.v1\x1a#api/services/images/v1/images.proto\x1a\x1bgoogle/protobuf/empty.proto2\x94\x04\n" +
-	"\x06Images\x12o\n" +
-	"\x06Create\x121.containerd.services.images.v1.CreateImageRequest\x1a2.containerd.services.images.v1.CreateImageResponse\x12S\n" +
-	"\x06Delete\x121.containerd.services.images.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\x12f\n" +
+	"\x06Images\x12f\n" +
 	"\x03Get\x12..containerd.services.images.v1.GetImageRequest\x1a/.containerd.services.images.v1.GetImageResponse\x12k\n" +
 	"\x04List\x120.containerd.services.images.v1.ListImagesRequest\x1a1.containerd.services.images.v1.ListImagesResponse\x12o\n" +
-	"\x06Update\x121.containerd.services.images.v1.UpdateImageRequest\x1a2.containerd.services.images.v1.UpdateImageResponseBFZDgithub.com/berthd/berth/api/services/images/v1/imagesgrpc;imagesgrpcb\x06proto3"
+	"\x06Create\x121.containerd.services.images.v1.CreateImageRequest\x1a2.containerd.services.images.v1.CreateImageResponse\x12o\n" +
+	"\x06Update\x121.containerd.services.images.v1.UpdateImageRequest\x1a2.containerd.services.images.v1.UpdateImageResponse\x12S\n" +
+	"\x06Delete\x121.containerd.services.images.v1.DeleteImageRequest\x1a\x16.google.protobuf.EmptyBFZDgithub.com/berthd/berth/api/services/images/v1/imagesgrpc;imagesgrpcb\x06proto3"
 
 var file_api_services_images_v1_images_service_proto_goTypes = []any{
-	(*v1.CreateImageRequest)(nil),  // 0: containerd.services.images.v1.CreateImageRequest
-	(*v1.DeleteImageRequest)(nil),  // 1: containerd.services.images.v1.DeleteImageRequest
-	(*v1.GetImageRequest)(nil),     // 2: containerd.services.images.v1.GetImageRequest
-	(*v1.ListImagesRequest)(nil),   // 3: containerd.services.images.v1.ListImagesRequest
-	(*v1.UpdateImageRequest)(nil),  // 4: containerd.services.images.v1.UpdateImageRequest
-	(*v1.CreateImageResponse)(nil), // 5: containerd.services.images.v1.CreateImageResponse
-	(*emptypb.Empty)(nil),          // 6: google.protobuf.Empty
-	(*v1.GetImageResponse)(nil),    // 7: containerd.services.images.v1.GetImageResponse
-	(*v1.ListImagesResponse)(nil),  // 8: containerd.services.images.v1.ListImagesResponse
-	(*v1.UpdateImageResponse)(nil), // 9: containerd.services.images.v1.UpdateImageResponse
+	(*v1.GetImageRequest)(nil),     // 0: containerd.services.images.v1.GetImageRequest
+	(*v1.ListImagesRequest)(nil),   // 1: containerd.services.images.v1.ListImagesRequest
+	(*v1.CreateImageRequest)(nil),  // 2: containerd.services.images.v1.CreateImageRequest
+	(*v1.UpdateImageRequest)(nil),  // 3: containerd.services.images.v1.UpdateImageRequest
+	(*v1.DeleteImageRequest)(nil),  // 4: containerd.services.images.v1.DeleteImageRequest
+	(*v1.GetImageResponse)(nil),    // 5: containerd.services.images.v1.GetImageResponse
+	(*v1.ListImagesResponse)(nil),  // 6: containerd.services.images.v1.ListImagesResponse
+	(*v1.CreateImageResponse)(nil), // 7: containerd.services.images.v1.CreateImageResponse
+	(*v1.UpdateImageResponse)(nil), // 8: containerd.services.images.v1.UpdateImageResponse
+	(*emptypb.Empty)(nil),          // 9: google.protobuf.Empty
 }
 var file_api_services_images_v1_images_service_proto_depIdxs = []int32{
-	0, // 0: containerd.services.images.v1.Images.Create:input_type -> containerd.services.images.v1.CreateImageRequest
-	1, // 1: containerd.services.images.v1.Images.Delete:input_type -> containerd.services.images.v1.DeleteImageRequest
-	2, // 2: containerd.services.images.v1.Images.Get:input_type -> containerd.services.images.v1.GetImageRequest
-	3, // 3: containerd.services.images.v1.Images.List:input_type -> containerd.services.images.v1.ListImagesRequest
-	4, // 4: containerd.services.images.v1.Images.Update:input_type -> containerd.services.images.v1.UpdateImageRequest
-	5, // 5: containerd.services.images.v1.Images.Create:output_type -> containerd.services.images.v1.CreateImageResponse
-	6, // 6: containerd.services.images.v1.Images.Delete:output_type -> google.protobuf.Empty
-	7, // 7: containerd.services.images.v1.Images.Get:output_type -> containerd.services.images.v1.GetImageResponse
-	8, // 8: containerd.services.images.v1.Images.List:output_type -> containerd.services.images.v1.ListImagesResponse
-	9, // 9: containerd.services.images.v1.Images.Update:output_type -> containerd.services.images.v1.UpdateImageResponse
+	0, // 0: containerd.services.images.v1.Images.Get:input_type -> containerd.services.images.v1.GetImageRequest
+	1, // 1: containerd.services.images.v1.Images.List:input_type -> containerd.services.images.v1.ListImagesRequest
+	2, // 2: containerd.services.images.v1.Images.Create:input_type -> containerd.services.images.v1.CreateImageRequest
+	3, // 3: containerd.services.images.v1.Images.Update:input_type -> containerd.services.images.v1.UpdateImageRequest
+	4, // 4: containerd.services.images.v1.Images.Delete:input_type -> containerd.services.images.v1.DeleteImageRequest
+	5, // 5: containerd.services.images.v1.Images.Get:output_type -> containerd.services.images.v1.GetImageResponse
+	6, // 6: containerd.services.images.v1.Images.List:output_type -> containerd.services.images.v1.ListImagesResponse
+	7, // 7: containerd.services.images.v1.Images.Create:output_type -> containerd.services.images.v1.CreateImageResponse
+	8, // 8: containerd.services.images.v1.Images.Update:output_type -> containerd.services.images.v1.UpdateImageResponse
+	9, // 9: containerd.services.images.v1.Images.Delete:output_type -> google.protobuf.Empty
 	5, // [5:10] is the sub-list for method output_type
 	0, // [0:5] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name

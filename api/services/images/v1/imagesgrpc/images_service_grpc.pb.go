@@ -21,22 +21,34 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Images_Create_FullMethodName = "/containerd.services.images.v1.Images/Create"
-	Images_Delete_FullMethodName = "/containerd.services.images.v1.Images/Delete"
 	Images_Get_FullMethodName    = "/containerd.services.images.v1.Images/Get"
 	Images_List_FullMethodName   = "/containerd.services.images.v1.Images/List"
+	Images_Create_FullMethodName = "/containerd.services.images.v1.Images/Create"
 	Images_Update_FullMethodName = "/containerd.services.images.v1.Images/Update"
+	Images_Delete_FullMethodName = "/containerd.services.images.v1.Images/Delete"
 )
 
 // ImagesClient is the client API for Images service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Images keeps names for content. An image keeps alive what its target leads
+// to. Every call needs a namespace.
 type ImagesClient interface {
-	Create(ctx context.Context, in *v1.CreateImageRequest, opts ...grpc.CallOption) (*v1.CreateImageResponse, error)
-	Delete(ctx context.Context, in *v1.DeleteImageRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Get gives one image. NotFound.
 	Get(ctx context.Context, in *v1.GetImageRequest, opts ...grpc.CallOption) (*v1.GetImageResponse, error)
+	// List gives the images that a filter matches, in the order of their names.
+	// InvalidArgument for a bad filter.
 	List(ctx context.Context, in *v1.ListImagesRequest, opts ...grpc.CallOption) (*v1.ListImagesResponse, error)
+	// Create stores an image. AlreadyExists; InvalidArgument without a name or a
+	// whole target. Publishes ImageCreate.
+	Create(ctx context.Context, in *v1.CreateImageRequest, opts ...grpc.CallOption) (*v1.CreateImageResponse, error)
+	// Update replaces fields of an image. NotFound; InvalidArgument for an
+	// unknown path. Publishes ImageUpdate.
 	Update(ctx context.Context, in *v1.UpdateImageRequest, opts ...grpc.CallOption) (*v1.UpdateImageResponse, error)
+	// Delete removes an image; its content goes at the next collection, unless
+	// something else holds it. NotFound. Publishes ImageDelete.
+	Delete(ctx context.Context, in *v1.DeleteImageRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
 type imagesClient struct {
@@ -45,26 +57,6 @@ type imagesClient struct {
 
 func NewImagesClient(cc grpc.ClientConnInterface) ImagesClient {
 	return &imagesClient{cc}
-}
-
-func (c *imagesClient) Create(ctx context.Context, in *v1.CreateImageRequest, opts ...grpc.CallOption) (*v1.CreateImageResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.CreateImageResponse)
-	err := c.cc.Invoke(ctx, Images_Create_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *imagesClient) Delete(ctx context.Context, in *v1.DeleteImageRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Images_Delete_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 func (c *imagesClient) Get(ctx context.Context, in *v1.GetImageRequest, opts ...grpc.CallOption) (*v1.GetImageResponse, error) {
@@ -87,6 +79,16 @@ func (c *imagesClient) List(ctx context.Context, in *v1.ListImagesRequest, opts 
 	return out, nil
 }
 
+func (c *imagesClient) Create(ctx context.Context, in *v1.CreateImageRequest, opts ...grpc.CallOption) (*v1.CreateImageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.CreateImageResponse)
+	err := c.cc.Invoke(ctx, Images_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *imagesClient) Update(ctx context.Context, in *v1.UpdateImageRequest, opts ...grpc.CallOption) (*v1.UpdateImageResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v1.UpdateImageResponse)
@@ -97,15 +99,37 @@ func (c *imagesClient) Update(ctx context.Context, in *v1.UpdateImageRequest, op
 	return out, nil
 }
 
+func (c *imagesClient) Delete(ctx context.Context, in *v1.DeleteImageRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Images_Delete_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ImagesServer is the server API for Images service.
 // All implementations must embed UnimplementedImagesServer
 // for forward compatibility.
+//
+// Images keeps names for content. An image keeps alive what its target leads
+// to. Every call needs a namespace.
 type ImagesServer interface {
-	Create(context.Context, *v1.CreateImageRequest) (*v1.CreateImageResponse, error)
-	Delete(context.Context, *v1.DeleteImageRequest) (*emptypb.Empty, error)
+	// Get gives one image. NotFound.
 	Get(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error)
+	// List gives the images that a filter matches, in the order of their names.
+	// InvalidArgument for a bad filter.
 	List(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
+	// Create stores an image. AlreadyExists; InvalidArgument without a name or a
+	// whole target. Publishes ImageCreate.
+	Create(context.Context, *v1.CreateImageRequest) (*v1.CreateImageResponse, error)
+	// Update replaces fields of an image. NotFound; InvalidArgument for an
+	// unknown path. Publishes ImageUpdate.
 	Update(context.Context, *v1.UpdateImageRequest) (*v1.UpdateImageResponse, error)
+	// Delete removes an image; its content goes at the next collection, unless
+	// something else holds it. NotFound. Publishes ImageDelete.
+	Delete(context.Context, *v1.DeleteImageRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedImagesServer()
 }
 
@@ -116,20 +140,20 @@ type ImagesServer interface {
 // pointer dereference when methods are called.
 type UnimplementedImagesServer struct{}
 
-func (UnimplementedImagesServer) Create(context.Context, *v1.CreateImageRequest) (*v1.CreateImageResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
-}
-func (UnimplementedImagesServer) Delete(context.Context, *v1.DeleteImageRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
-}
 func (UnimplementedImagesServer) Get(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
 }
 func (UnimplementedImagesServer) List(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
 }
+func (UnimplementedImagesServer) Create(context.Context, *v1.CreateImageRequest) (*v1.CreateImageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
 func (UnimplementedImagesServer) Update(context.Context, *v1.UpdateImageRequest) (*v1.UpdateImageResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+}
+func (UnimplementedImagesServer) Delete(context.Context, *v1.DeleteImageRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
 }
 func (UnimplementedImagesServer) mustEmbedUnimplementedImagesServer() {}
 func (UnimplementedImagesServer) testEmbeddedByValue()                {}
@@ -150,42 +174,6 @@ func RegisterImagesServer(s grpc.ServiceRegistrar, srv ImagesServer) {
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&Images_ServiceDesc, srv)
-}
-
-func _Images_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.CreateImageRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ImagesServer).Create(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Images_Create_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ImagesServer).Create(ctx, req.(*v1.CreateImageRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Images_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.DeleteImageRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ImagesServer).Delete(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Images_Delete_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ImagesServer).Delete(ctx, req.(*v1.DeleteImageRequest))
-	}
-	return interceptor(ctx, in, info, handler)
 }
 
 func _Images_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -224,6 +212,24 @@ func _Images_List_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Images_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.CreateImageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Create(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Create_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Create(ctx, req.(*v1.CreateImageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Images_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.UpdateImageRequest)
 	if err := dec(in); err != nil {
@@ -242,6 +248,24 @@ func _Images_Update_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Images_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.DeleteImageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Delete(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Delete_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Delete(ctx, req.(*v1.DeleteImageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Images_ServiceDesc is the grpc.ServiceDesc for Images service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -249,14 +273,6 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "containerd.services.images.v1.Images",
 	HandlerType: (*ImagesServer)(nil),
 	Methods: []grpc.MethodDesc{
-		{
-			MethodName: "Create",
-			Handler:    _Images_Create_Handler,
-		},
-		{
-			MethodName: "Delete",
-			Handler:    _Images_Delete_Handler,
-		},
 		{
 			MethodName: "Get",
 			Handler:    _Images_Get_Handler,
@@ -266,8 +282,16 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Images_List_Handler,
 		},
 		{
+			MethodName: "Create",
+			Handler:    _Images_Create_Handler,
+		},
+		{
 			MethodName: "Update",
 			Handler:    _Images_Update_Handler,
+		},
+		{
+			MethodName: "Delete",
+			Handler:    _Images_Delete_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

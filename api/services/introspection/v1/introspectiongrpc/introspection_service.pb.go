@@ -27,27 +27,27 @@ var File_api_services_introspection_v1_introspection_service_proto protoreflect.
 const file_api_services_introspection_v1_introspection_service_proto_rawDesc = "" +
 	"\n" +
 	"9api/services/introspection/v1/introspection_service.proto\x12$containerd.services.introspection.v1\x1a1api/services/introspection/v1/introspection.proto\x1a\x1bgoogle/protobuf/empty.proto2\xe0\x02\n" +
-	"\rIntrospection\x12\x7f\n" +
-	"\n" +
-	"PluginInfo\x127.containerd.services.introspection.v1.PluginInfoRequest\x1a8.containerd.services.introspection.v1.PluginInfoResponse\x12v\n" +
+	"\rIntrospection\x12v\n" +
 	"\aPlugins\x124.containerd.services.introspection.v1.PluginsRequest\x1a5.containerd.services.introspection.v1.PluginsResponse\x12V\n" +
-	"\x06Server\x12\x16.google.protobuf.Empty\x1a4.containerd.services.introspection.v1.ServerResponseB[ZYgithub.com/berthd/berth/api/services/introspection/v1/introspectiongrpc;introspectiongrpcb\x06proto3"
+	"\x06Server\x12\x16.google.protobuf.Empty\x1a4.containerd.services.introspection.v1.ServerResponse\x12\x7f\n" +
+	"\n" +
+	"PluginInfo\x127.containerd.services.introspection.v1.PluginInfoRequest\x1a8.containerd.services.introspection.v1.PluginInfoResponseB[ZYgithub.com/berthd/berth/api/services/introspection/v1/introspectiongrpc;introspectiongrpcb\x06proto3"
 
 var file_api_services_introspection_v1_introspection_service_proto_goTypes = []any{
-	(*v1.PluginInfoRequest)(nil),  // 0: containerd.services.introspection.v1.PluginInfoRequest
-	(*v1.PluginsRequest)(nil),     // 1: containerd.services.introspection.v1.PluginsRequest
-	(*emptypb.Empty)(nil),         // 2: google.protobuf.Empty
-	(*v1.PluginInfoResponse)(nil), // 3: containerd.services.introspection.v1.PluginInfoResponse
-	(*v1.PluginsResponse)(nil),    // 4: containerd.services.introspection.v1.PluginsResponse
-	(*v1.ServerResponse)(nil),     // 5: containerd.services.introspection.v1.ServerResponse
+	(*v1.PluginsRequest)(nil),     // 0: containerd.services.introspection.v1.PluginsRequest
+	(*emptypb.Empty)(nil),         // 1: google.protobuf.Empty
+	(*v1.PluginInfoRequest)(nil),  // 2: containerd.services.introspection.v1.PluginInfoRequest
+	(*v1.PluginsResponse)(nil),    // 3: containerd.services.introspection.v1.PluginsResponse
+	(*v1.ServerResponse)(nil),     // 4: containerd.services.introspection.v1.ServerResponse
+	(*v1.PluginInfoResponse)(nil), // 5: containerd.services.introspection.v1.PluginInfoResponse
 }
 var file_api_services_introspection_v1_introspection_service_proto_depIdxs = []int32{
-	0, // 0: containerd.services.introspection.v1.Introspection.PluginInfo:input_type -> containerd.services.introspection.v1.PluginInfoRequest
-	1, // 1: containerd.services.introspection.v1.Introspection.Plugins:input_type -> containerd.services.introspection.v1.PluginsRequest
-	2, // 2: containerd.services.introspection.v1.Introspection.Server:input_type -> google.protobuf.Empty
-	3, // 3: containerd.services.introspection.v1.Introspection.PluginInfo:output_type -> containerd.services.introspection.v1.PluginInfoResponse
-	4, // 4: containerd.services.introspection.v1.Introspection.Plugins:output_type -> containerd.services.introspection.v1.PluginsResponse
-	5, // 5: containerd.services.introspection.v1.Introspection.Server:output_type -> containerd.services.introspection.v1.ServerResponse
+	0, // 0: containerd.services.introspection.v1.Introspection.Plugins:input_type -> containerd.services.introspection.v1.PluginsRequest
+	1, // 1: containerd.services.introspection.v1.Introspection.Server:input_type -> google.protobuf.Empty
+	2, // 2: containerd.services.introspection.v1.Introspection.PluginInfo:input_type -> containerd.services.introspection.v1.PluginInfoRequest
+	3, // 3: containerd.services.introspection.v1.Introspection.Plugins:output_type -> containerd.services.introspection.v1.PluginsResponse
+	4, // 4: containerd.services.introspection.v1.Introspection.Server:output_type -> containerd.services.introspection.v1.ServerResponse
+	5, // 5: containerd.services.introspection.v1.Introspection.PluginInfo:output_type -> containerd.services.introspection.v1.PluginInfoResponse
 	3, // [3:6] is the sub-list for method output_type
 	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name

@@ -21,18 +21,26 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Introspection_PluginInfo_FullMethodName = "/containerd.services.introspection.v1.Introspection/PluginInfo"
 	Introspection_Plugins_FullMethodName    = "/containerd.services.introspection.v1.Introspection/Plugins"
 	Introspection_Server_FullMethodName     = "/containerd.services.introspection.v1.Introspection/Server"
+	Introspection_PluginInfo_FullMethodName = "/containerd.services.introspection.v1.Introspection/PluginInfo"
 )
 
 // IntrospectionClient is the client API for Introspection service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Introspection tells what the daemon consists of. No call needs a namespace.
 type IntrospectionClient interface {
-	PluginInfo(ctx context.Context, in *v1.PluginInfoRequest, opts ...grpc.CallOption) (*v1.PluginInfoResponse, error)
+	// Plugins lists the parts of the daemon that a filter matches, also those
+	// that failed to load.
 	Plugins(ctx context.Context, in *v1.PluginsRequest, opts ...grpc.CallOption) (*v1.PluginsResponse, error)
+	// Server tells which daemon this is.
 	Server(ctx context.Context, in *emptypb.Empty, opts ...grpc.CallOption) (*v1.ServerResponse, error)
+	// PluginInfo asks one part for more. NotFound for an unknown one; with
+	// options FailedPrecondition if it failed to load and Unimplemented if it has
+	// no more to tell.
+	PluginInfo(ctx context.Context, in *v1.PluginInfoRequest, opts ...grpc.CallOption) (*v1.PluginInfoResponse, error)
 }
 
 type introspectionClient struct {
@@ -41,16 +49,6 @@ type introspectionClient struct {
 
 func NewIntrospectionClient(cc grpc.ClientConnInterface) IntrospectionClient {
 	return &introspectionClient{cc}
-}
-
-func (c *introspectionClient) PluginInfo(ctx context.Context, in *v1.PluginInfoRequest, opts ...grpc.CallOption) (*v1.PluginInfoResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.PluginInfoResponse)
-	err := c.cc.Invoke(ctx, Introspection_PluginInfo_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 func (c *introspectionClient) Plugins(ctx context.Context, in *v1.PluginsRequest, opts ...grpc.CallOption) (*v1.PluginsResponse, error) {
@@ -73,13 +71,31 @@ func (c *introspectionClient) Server(ctx context.Context, in *emptypb.Empty, opt
 	return out, nil
 }
 
+func (c *introspectionClient) PluginInfo(ctx context.Context, in *v1.PluginInfoRequest, opts ...grpc.CallOption) (*v1.PluginInfoResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.PluginInfoResponse)
+	err := c.cc.Invoke(ctx, Introspection_PluginInfo_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // IntrospectionServer is the server API for Introspection service.
 // All implementations must embed UnimplementedIntrospectionServer
 // for forward compatibility.
+//
+// Introspection tells what the daemon consists of. No call needs a namespace.
 type IntrospectionServer interface {
-	PluginInfo(context.Context, *v1.PluginInfoRequest) (*v1.PluginInfoResponse, error)
+	// Plugins lists the parts of the daemon that a filter matches, also those
+	// that failed to load.
 	Plugins(context.Context, *v1.PluginsRequest) (*v1.PluginsResponse, error)
+	// Server tells which daemon this is.
 	Server(context.Context, *emptypb.Empty) (*v1.ServerResponse, error)
+	// PluginInfo asks one part for more. NotFound for an unknown one; with
+	// options FailedPrecondition if it failed to load and Unimplemented if it has
+	// no more to tell.
+	PluginInfo(context.Context, *v1.PluginInfoRequest) (*v1.PluginInfoResponse, error)
 	mustEmbedUnimplementedIntrospectionServer()
 }
 
@@ -90,14 +106,14 @@ type IntrospectionServer interface {
 // pointer dereference when methods are called.
 type UnimplementedIntrospectionServer struct{}
 
-func (UnimplementedIntrospectionServer) PluginInfo(context.Context, *v1.PluginInfoRequest) (*v1.PluginInfoResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method PluginInfo not implemented")
-}
 func (UnimplementedIntrospectionServer) Plugins(context.Context, *v1.PluginsRequest) (*v1.PluginsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Plugins not implemented")
 }
 func (UnimplementedIntrospectionServer) Server(context.Context, *emptypb.Empty) (*v1.ServerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Server not implemented")
+}
+func (UnimplementedIntrospectionServer) PluginInfo(context.Context, *v1.PluginInfoRequest) (*v1.PluginInfoResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PluginInfo not implemented")
 }
 func (UnimplementedIntrospectionServer) mustEmbedUnimplementedIntrospectionServer() {}
 func (UnimplementedIntrospectionServer) testEmbeddedByValue()                       {}
@@ -118,24 +134,6 @@ func RegisterIntrospectionServer(s grpc.ServiceRegistrar, srv IntrospectionServe
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&Introspection_ServiceDesc, srv)
-}
-
-func _Introspection_PluginInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.PluginInfoRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(IntrospectionServer).PluginInfo(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Introspection_PluginInfo_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(IntrospectionServer).PluginInfo(ctx, req.(*v1.PluginInfoRequest))
-	}
-	return interceptor(ctx, in, info, handler)
 }
 
 func _Introspection_Plugins_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -174,6 +172,24 @@ func _Introspection_Server_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Introspection_PluginInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.PluginInfoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IntrospectionServer).PluginInfo(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Introspection_PluginInfo_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IntrospectionServer).PluginInfo(ctx, req.(*v1.PluginInfoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Introspection_ServiceDesc is the grpc.ServiceDesc for Introspection service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -182,16 +198,16 @@ var Introspection_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*IntrospectionServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "PluginInfo",
-			Handler:    _Introspection_PluginInfo_Handler,
-		},
-		{
 			MethodName: "Plugins",
 			Handler:    _Introspection_Plugins_Handler,
 		},
 		{
 			MethodName: "Server",
 			Handler:    _Introspection_Server_Handler,
+		},
+		{
+			MethodName: "PluginInfo",
+			Handler:    _Introspection_PluginInfo_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

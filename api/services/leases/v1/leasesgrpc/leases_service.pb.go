@@ -27,38 +27,38 @@ var File_api_services_leases_v1_leases_service_proto protoreflect.FileDescriptor
 const file_api_services_leases_v1_leases_service_proto_rawDesc = "" +
 	"\n" +
 	"+api/services/leases/v1/leases_service.proto\x12\x1dcontainerd.services.leases.v1\x1a#api/services/leases/v1/leases.proto\x1a\x1bgoogle/protobuf/empty.proto2\xd6\x04\n" +
-	"\x06Leases\x12X\n" +
-	"\vAddResource\x121.containerd.services.leases.v1.AddResourceRequest\x1a\x16.google.protobuf.Empty\x12e\n" +
+	"\x06Leases\x12e\n" +
 	"\x06Create\x12,.containerd.services.leases.v1.CreateRequest\x1a-.containerd.services.leases.v1.CreateResponse\x12N\n" +
-	"\x06Delete\x12,.containerd.services.leases.v1.DeleteRequest\x1a\x16.google.protobuf.Empty\x12^\n" +
-	"\x0eDeleteResource\x124.containerd.services.leases.v1.DeleteResourceRequest\x1a\x16.google.protobuf.Empty\x12_\n" +
-	"\x04List\x12*.containerd.services.leases.v1.ListRequest\x1a+.containerd.services.leases.v1.ListResponse\x12z\n" +
+	"\x06Delete\x12,.containerd.services.leases.v1.DeleteRequest\x1a\x16.google.protobuf.Empty\x12_\n" +
+	"\x04List\x12*.containerd.services.leases.v1.ListRequest\x1a+.containerd.services.leases.v1.ListResponse\x12X\n" +
+	"\vAddResource\x121.containerd.services.leases.v1.AddResourceRequest\x1a\x16.google.protobuf.Empty\x12^\n" +
+	"\x0eDeleteResource\x124.containerd.services.leases.v1.DeleteResourceRequest\x1a\x16.google.protobuf.Empty\x12z\n" +
 	"\rListResources\x123.containerd.services.leases.v1.ListResourcesRequest\x1a4.containerd.services.leases.v1.ListResourcesResponseBFZDgithub.com/berthd/berth/api/services/leases/v1/leasesgrpc;leasesgrpcb\x06proto3"
 
 var file_api_services_leases_v1_leases_service_proto_goTypes = []any{
-	(*v1.AddResourceRequest)(nil),    // 0: containerd.services.leases.v1.AddResourceRequest
-	(*v1.CreateRequest)(nil),         // 1: containerd.services.leases.v1.CreateRequest
-	(*v1.DeleteRequest)(nil),         // 2: containerd.services.leases.v1.DeleteRequest
-	(*v1.DeleteResourceRequest)(nil), // 3: containerd.services.leases.v1.DeleteResourceRequest
-	(*v1.ListRequest)(nil),           // 4: containerd.services.leases.v1.ListRequest
+	(*v1.CreateRequest)(nil),         // 0: containerd.services.leases.v1.CreateRequest
+	(*v1.DeleteRequest)(nil),         // 1: containerd.services.leases.v1.DeleteRequest
+	(*v1.ListRequest)(nil),           // 2: containerd.services.leases.v1.ListRequest
+	(*v1.AddResourceRequest)(nil),    // 3: containerd.services.leases.v1.AddResourceRequest
+	(*v1.DeleteResourceRequest)(nil), // 4: containerd.services.leases.v1.DeleteResourceRequest
 	(*v1.ListResourcesRequest)(nil),  // 5: containerd.services.leases.v1.ListResourcesRequest
-	(*emptypb.Empty)(nil),            // 6: google.protobuf.Empty
-	(*v1.CreateResponse)(nil),        // 7: containerd.services.leases.v1.CreateResponse
+	(*v1.CreateResponse)(nil),        // 6: containerd.services.leases.v1.CreateResponse
+	(*emptypb.Empty)(nil),            // 7: google.protobuf.Empty
 	(*v1.ListResponse)(nil),          // 8: containerd.services.leases.v1.ListResponse
 	(*v1.ListResourcesResponse)(nil), // 9: containerd.services.leases.v1.ListResourcesResponse
 }
 var file_api_services_leases_v1_leases_service_proto_depIdxs = []int32{
-	0, // 0: containerd.services.leases.v1.Leases.AddResource:input_type -> containerd.services.leases.v1.AddResourceRequest
-	1, // 1: containerd.services.leases.v1.Leases.Create:input_type -> containerd.services.leases.v1.CreateRequest
-	2, // 2: containerd.services.leases.v1.Leases.Delete:input_type -> containerd.services.leases.v1.DeleteRequest
-	3, // 3: containerd.services.leases.v1.Leases.DeleteResource:input_type -> containerd.services.leases.v1.DeleteResourceRequest
-	4, // 4: containerd.services.leases.v1.Leases.List:input_type -> containerd.services.leases.v1.ListRequest
+	0, // 0: containerd.services.leases.v1.Leases.Create:input_type -> containerd.services.leases.v1.CreateRequest
+	1, // 1: containerd.services.leases.v1.Leases.Delete:input_type -> containerd.services.leases.v1.DeleteRequest
+	2, // 2: containerd.services.leases.v1.Leases.List:input_type -> containerd.services.leases.v1.ListRequest
+	3, // 3: containerd.services.leases.v1.Leases.AddResource:input_type -> containerd.services.leases.v1.AddResourceRequest
+	4, // 4: containerd.services.leases.v1.Leases.DeleteResource:input_type -> containerd.services.leases.v1.DeleteResourceRequest
 	5, // 5: containerd.services.leases.v1.Leases.ListResources:input_type -> containerd.services.leases.v1.ListResourcesRequest
-	6, // 6: containerd.services.leases.v1.Leases.AddResource:output_type -> google.protobuf.Empty
-	7, // 7: containerd.services.leases.v1.Leases.Create:output_type -> containerd.services.leases.v1.CreateResponse
-	6, // 8: containerd.services.leases.v1.Leases.Delete:output_type -> google.protobuf.Empty
-	6, // 9: containerd.services.leases.v1.Leases.DeleteResource:output_type -> google.protobuf.Empty
-	8, // 10: containerd.services.leases.v1.Leases.List:output_type -> containerd.services.leases.v1.ListResponse
+	6, // 6: containerd.services.leases.v1.Leases.Create:output_type -> containerd.services.leases.v1.CreateResponse
+	7, // 7: containerd.services.leases.v1.Leases.Delete:output_type -> google.protobuf.Empty
+	8, // 8: containerd.services.leases.v1.Leases.List:output_type -> containerd.services.leases.v1.ListResponse
+	7, // 9: containerd.services.leases.v1.Leases.AddResource:output_type -> google.protobuf.Empty
+	7, // 10: containerd.services.leases.v1.Leases.DeleteResource:output_type -> google.protobuf.Empty
 	9, // 11: containerd.services.leases.v1.Leases.ListResources:output_type -> containerd.services.leases.v1.ListResourcesResponse
 	6, // [6:12] is the sub-list for method output_type
 	0, // [0:6] is the sub-list for method input_type

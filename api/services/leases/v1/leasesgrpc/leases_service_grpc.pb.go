@@ -21,23 +21,37 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Leases_AddResource_FullMethodName    = "/containerd.services.leases.v1.Leases/AddResource"
 	Leases_Create_FullMethodName         = "/containerd.services.leases.v1.Leases/Create"
 	Leases_Delete_FullMethodName         = "/containerd.services.leases.v1.Leases/Delete"
-	Leases_DeleteResource_FullMethodName = "/containerd.services.leases.v1.Leases/DeleteResource"
 	Leases_List_FullMethodName           = "/containerd.services.leases.v1.Leases/List"
+	Leases_AddResource_FullMethodName    = "/containerd.services.leases.v1.Leases/AddResource"
+	Leases_DeleteResource_FullMethodName = "/containerd.services.leases.v1.Leases/DeleteResource"
 	Leases_ListResources_FullMethodName  = "/containerd.services.leases.v1.Leases/ListResources"
 )
 
 // LeasesClient is the client API for Leases service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Leases keeps objects from collection while a client works on them. A call of
+// another service with a lease in its header adds to the lease what it makes.
+// Every call needs a namespace.
 type LeasesClient interface {
-	AddResource(ctx context.Context, in *v1.AddResourceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Create makes a lease; it holds from the moment of the answer.
+	// AlreadyExists.
 	Create(ctx context.Context, in *v1.CreateRequest, opts ...grpc.CallOption) (*v1.CreateResponse, error)
+	// Delete ends a lease. NotFound.
 	Delete(ctx context.Context, in *v1.DeleteRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	DeleteResource(ctx context.Context, in *v1.DeleteResourceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// List gives the leases that a filter matches, in the order of their ids.
 	List(ctx context.Context, in *v1.ListRequest, opts ...grpc.CallOption) (*v1.ListResponse, error)
+	// AddResource puts an object, which need not exist yet, under a lease.
+	// NotFound for an unknown lease, Unimplemented for an unknown type of
+	// resource, InvalidArgument for a malformed one.
+	AddResource(ctx context.Context, in *v1.AddResourceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// DeleteResource takes an object out. That it is not in is no error;
+	// otherwise as AddResource.
+	DeleteResource(ctx context.Context, in *v1.DeleteResourceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// ListResources gives what a lease holds. NotFound.
 	ListResources(ctx context.Context, in *v1.ListResourcesRequest, opts ...grpc.CallOption) (*v1.ListResourcesResponse, error)
 }
 
@@ -47,16 +61,6 @@ type leasesClient struct {
 
 func NewLeasesClient(cc grpc.ClientConnInterface) LeasesClient {
 	return &leasesClient{cc}
-}
-
-func (c *leasesClient) AddResource(ctx context.Context, in *v1.AddResourceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Leases_AddResource_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 func (c *leasesClient) Create(ctx context.Context, in *v1.CreateRequest, opts ...grpc.CallOption) (*v1.CreateResponse, error) {
@@ -79,20 +83,30 @@ func (c *leasesClient) Delete(ctx context.Context, in *v1.DeleteRequest, opts ..
 	return out, nil
 }
 
-func (c *leasesClient) DeleteResource(ctx context.Context, in *v1.DeleteResourceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *leasesClient) List(ctx context.Context, in *v1.ListRequest, opts ...grpc.CallOption) (*v1.ListResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Leases_DeleteResource_FullMethodName, in, out, cOpts...)
+	out := new(v1.ListResponse)
+	err := c.cc.Invoke(ctx, Leases_List_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *leasesClient) List(ctx context.Context, in *v1.ListRequest, opts ...grpc.CallOption) (*v1.ListResponse, error) {
+func (c *leasesClient) AddResource(ctx context.Context, in *v1.AddResourceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ListResponse)
-	err := c.cc.Invoke(ctx, Leases_List_FullMethodName, in, out, cOpts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Leases_AddResource_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *leasesClient) DeleteResource(ctx context.Context, in *v1.DeleteResourceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Leases_DeleteResource_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -112,12 +126,26 @@ func (c *leasesClient) ListResources(ctx context.Context, in *v1.ListResourcesRe
 // LeasesServer is the server API for Leases service.
 // All implementations must embed UnimplementedLeasesServer
 // for forward compatibility.
+//
+// Leases keeps objects from collection while a client works on them. A call of
+// another service with a lease in its header adds to the lease what it makes.
+// Every call needs a namespace.
 type LeasesServer interface {
-	AddResource(context.Context, *v1.AddResourceRequest) (*emptypb.Empty, error)
+	// Create makes a lease; it holds from the moment of the answer.
+	// AlreadyExists.
 	Create(context.Context, *v1.CreateRequest) (*v1.CreateResponse, error)
+	// Delete ends a lease. NotFound.
 	Delete(context.Context, *v1.DeleteRequest) (*emptypb.Empty, error)
-	DeleteResource(context.Context, *v1.DeleteResourceRequest) (*emptypb.Empty, error)
+	// List gives the leases that a filter matches, in the order of their ids.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
+	// AddResource puts an object, which need not exist yet, under a lease.
+	// NotFound for an unknown lease, Unimplemented for an unknown type of
+	// resource, InvalidArgument for a malformed one.
+	AddResource(context.Context, *v1.AddResourceRequest) (*emptypb.Empty, error)
+	// DeleteResource takes an object out. That it is not in is no error;
+	// otherwise as AddResource.
+	DeleteResource(context.Context, *v1.DeleteResourceRequest) (*emptypb.Empty, error)
+	// ListResources gives what a lease holds. NotFound.
 	ListResources(context.Context, *v1.ListResourcesRequest) (*v1.ListResourcesResponse, error)
 	mustEmbedUnimplementedLeasesServer()
 }
@@ -129,20 +157,20 @@ type LeasesServer interface {
 // pointer dereference when methods are called.
 type UnimplementedLeasesServer struct{}
 
-func (UnimplementedLeasesServer) AddResource(context.Context, *v1.AddResourceRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method AddResource not implemented")
-}
 func (UnimplementedLeasesServer) Create(context.Context, *v1.CreateRequest) (*v1.CreateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
 }
 func (UnimplementedLeasesServer) Delete(context.Context, *v1.DeleteRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
 }
-func (UnimplementedLeasesServer) DeleteResource(context.Context, *v1.DeleteResourceRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method DeleteResource not implemented")
-}
 func (UnimplementedLeasesServer) List(context.Context, *v1.ListRequest) (*v1.ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedLeasesServer) AddResource(context.Context, *v1.AddResourceRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddResource not implemented")
+}
+func (UnimplementedLeasesServer) DeleteResource(context.Context, *v1.DeleteResourceRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteResource not implemented")
 }
 func (UnimplementedLeasesServer) ListResources(context.Context, *v1.ListResourcesRequest) (*v1.ListResourcesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListResources not implemented")
@@ -166,24 +194,6 @@ func RegisterLeasesServer(s grpc.ServiceRegistrar, srv LeasesServer) {
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&Leases_ServiceDesc, srv)
-}
-
-func _Leases_AddResource_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.AddResourceRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(LeasesServer).AddResource(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Leases_AddResource_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(LeasesServer).AddResource(ctx, req.(*v1.AddResourceRequest))
-	}
-	return interceptor(ctx, in, info, handler)
 }
 
 func _Leases_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -222,24 +232,6 @@ func _Leases_Delete_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Leases_DeleteResource_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.DeleteResourceRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(LeasesServer).DeleteResource(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Leases_DeleteResource_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(LeasesServer).DeleteResource(ctx, req.(*v1.DeleteResourceRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _Leases_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.ListRequest)
 	if err := dec(in); err != nil {
@@ -254,6 +246,42 @@ func _Leases_List_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(LeasesServer).List(ctx, req.(*v1.ListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Leases_AddResource_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.AddResourceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LeasesServer).AddResource(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Leases_AddResource_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LeasesServer).AddResource(ctx, req.(*v1.AddResourceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Leases_DeleteResource_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.DeleteResourceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LeasesServer).DeleteResource(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Leases_DeleteResource_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LeasesServer).DeleteResource(ctx, req.(*v1.DeleteResourceRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -284,10 +312,6 @@ var Leases_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*LeasesServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "AddResource",
-			Handler:    _Leases_AddResource_Handler,
-		},
-		{
 			MethodName: "Create",
 			Handler:    _Leases_Create_Handler,
 		},
@@ -296,12 +320,16 @@ var Leases_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Leases_Delete_Handler,
 		},
 		{
-			MethodName: "DeleteResource",
-			Handler:    _Leases_DeleteResource_Handler,
-		},
-		{
 			MethodName: "List",
 			Handler:    _Leases_List_Handler,
+		},
+		{
+			MethodName: "AddResource",
+			Handler:    _Leases_AddResource_Handler,
+		},
+		{
+			MethodName: "DeleteResource",
+			Handler:    _Leases_DeleteResource_Handler,
 		},
 		{
 			MethodName: "ListResources",

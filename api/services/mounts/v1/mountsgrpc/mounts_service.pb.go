@@ -31,33 +31,33 @@ const file_api_services_mounts_v1_mounts_service_proto_rawDesc = "" +
 	"\bActivate\x12..containerd.services.mounts.v1.ActivateRequest\x1a/.containerd.services.mounts.v1.ActivateResponse\x12V\n" +
 	"\n" +
 	"Deactivate\x120.containerd.services.mounts.v1.DeactivateRequest\x1a\x16.google.protobuf.Empty\x12_\n" +
-	"\x04Info\x12*.containerd.services.mounts.v1.InfoRequest\x1a+.containerd.services.mounts.v1.InfoResponse\x12`\n" +
-	"\x04List\x12*.containerd.services.mounts.v1.ListRequest\x1a*.containerd.services.mounts.v1.ListMessage0\x01\x12e\n" +
-	"\x06Update\x12,.containerd.services.mounts.v1.UpdateRequest\x1a-.containerd.services.mounts.v1.UpdateResponseBFZDgithub.com/berthd/berth/api/services/mounts/v1/mountsgrpc;mountsgrpcb\x06proto3"
+	"\x04Info\x12*.containerd.services.mounts.v1.InfoRequest\x1a+.containerd.services.mounts.v1.InfoResponse\x12e\n" +
+	"\x06Update\x12,.containerd.services.mounts.v1.UpdateRequest\x1a-.containerd.services.mounts.v1.UpdateResponse\x12`\n" +
+	"\x04List\x12*.containerd.services.mounts.v1.ListRequest\x1a*.containerd.services.mounts.v1.ListMessage0\x01BFZDgithub.com/berthd/berth/api/services/mounts/v1/mountsgrpc;mountsgrpcb\x06proto3"
 
 var file_api_services_mounts_v1_mounts_service_proto_goTypes = []any{
 	(*v1.ActivateRequest)(nil),   // 0: containerd.services.mounts.v1.ActivateRequest
 	(*v1.DeactivateRequest)(nil), // 1: containerd.services.mounts.v1.DeactivateRequest
 	(*v1.InfoRequest)(nil),       // 2: containerd.services.mounts.v1.InfoRequest
-	(*v1.ListRequest)(nil),       // 3: containerd.services.mounts.v1.ListRequest
-	(*v1.UpdateRequest)(nil),     // 4: containerd.services.mounts.v1.UpdateRequest
+	(*v1.UpdateRequest)(nil),     // 3: containerd.services.mounts.v1.UpdateRequest
+	(*v1.ListRequest)(nil),       // 4: containerd.services.mounts.v1.ListRequest
 	(*v1.ActivateResponse)(nil),  // 5: containerd.services.mounts.v1.ActivateResponse
 	(*emptypb.Empty)(nil),        // 6: google.protobuf.Empty
 	(*v1.InfoResponse)(nil),      // 7: containerd.services.mounts.v1.InfoResponse
-	(*v1.ListMessage)(nil),       // 8: containerd.services.mounts.v1.ListMessage
-	(*v1.UpdateResponse)(nil),    // 9: containerd.services.mounts.v1.UpdateResponse
+	(*v1.UpdateResponse)(nil),    // 8: containerd.services.mounts.v1.UpdateResponse
+	(*v1.ListMessage)(nil),       // 9: containerd.services.mounts.v1.ListMessage
 }
 var file_api_services_mounts_v1_mounts_service_proto_depIdxs = []int32{
 	0, // 0: containerd.services.mounts.v1.Mounts.Activate:input_type -> containerd.services.mounts.v1.ActivateRequest
 	1, // 1: containerd.services.mounts.v1.Mounts.Deactivate:input_type -> containerd.services.mounts.v1.DeactivateRequest
 	2, // 2: containerd.services.mounts.v1.Mounts.Info:input_type -> containerd.services.mounts.v1.InfoRequest
-	3, // 3: containerd.services.mounts.v1.Mounts.List:input_type -> containerd.services.mounts.v1.ListRequest
-	4, // 4: containerd.services.mounts.v1.Mounts.Update:input_type -> containerd.services.mounts.v1.UpdateRequest
+	3, // 3: containerd.services.mounts.v1.Mounts.Update:input_type -> containerd.services.mounts.v1.UpdateRequest
+	4, // 4: containerd.services.mounts.v1.Mounts.List:input_type -> containerd.services.mounts.v1.ListRequest
 	5, // 5: containerd.services.mounts.v1.Mounts.Activate:output_type -> containerd.services.mounts.v1.ActivateResponse
 	6, // 6: containerd.services.mounts.v1.Mounts.Deactivate:output_type -> google.protobuf.Empty
 	7, // 7: containerd.services.mounts.v1.Mounts.Info:output_type -> containerd.services.mounts.v1.InfoResponse
-	8, // 8: containerd.services.mounts.v1.Mounts.List:output_type -> containerd.services.mounts.v1.ListMessage
-	9, // 9: containerd.services.mounts.v1.Mounts.Update:output_type -> containerd.services.mounts.v1.UpdateResponse
+	8, // 8: containerd.services.mounts.v1.Mounts.Update:output_type -> containerd.services.mounts.v1.UpdateResponse
+	9, // 9: containerd.services.mounts.v1.Mounts.List:output_type -> containerd.services.mounts.v1.ListMessage
 	5, // [5:10] is the sub-list for method output_type
 	0, // [0:5] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name

@@ -24,19 +24,29 @@ const (
 	Mounts_Activate_FullMethodName   = "/containerd.services.mounts.v1.Mounts/Activate"
 	Mounts_Deactivate_FullMethodName = "/containerd.services.mounts.v1.Mounts/Deactivate"
 	Mounts_Info_FullMethodName       = "/containerd.services.mounts.v1.Mounts/Info"
-	Mounts_List_FullMethodName       = "/containerd.services.mounts.v1.Mounts/List"
 	Mounts_Update_FullMethodName     = "/containerd.services.mounts.v1.Mounts/Update"
+	Mounts_List_FullMethodName       = "/containerd.services.mounts.v1.Mounts/List"
 )
 
 // MountsClient is the client API for Mounts service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Mounts makes those mounts that a client can't make by itself, and keeps a
+// list of them. Every call needs a namespace.
 type MountsClient interface {
+	// Activate makes the mounts that need a handler and tells which ones are left
+	// to the client. Unimplemented when none needs one: the client then mounts
+	// them all. AlreadyExists.
 	Activate(ctx context.Context, in *v1.ActivateRequest, opts ...grpc.CallOption) (*v1.ActivateResponse, error)
+	// Deactivate unmounts what Activate mounted. NotFound.
 	Deactivate(ctx context.Context, in *v1.DeactivateRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Info tells about one activation. NotFound.
 	Info(ctx context.Context, in *v1.InfoRequest, opts ...grpc.CallOption) (*v1.InfoResponse, error)
-	List(ctx context.Context, in *v1.ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListMessage], error)
+	// Update sets labels of an activation.
 	Update(ctx context.Context, in *v1.UpdateRequest, opts ...grpc.CallOption) (*v1.UpdateResponse, error)
+	// List streams the activations of the namespace.
+	List(ctx context.Context, in *v1.ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListMessage], error)
 }
 
 type mountsClient struct {
@@ -77,6 +87,16 @@ func (c *mountsClient) Info(ctx context.Context, in *v1.InfoRequest, opts ...grp
 	return out, nil
 }
 
+func (c *mountsClient) Update(ctx context.Context, in *v1.UpdateRequest, opts ...grpc.CallOption) (*v1.UpdateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.UpdateResponse)
+	err := c.cc.Invoke(ctx, Mounts_Update_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *mountsClient) List(ctx context.Context, in *v1.ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListMessage], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Mounts_ServiceDesc.Streams[0], Mounts_List_FullMethodName, cOpts...)
@@ -96,25 +116,25 @@ func (c *mountsClient) List(ctx context.Context, in *v1.ListRequest, opts ...grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Mounts_ListClient = grpc.ServerStreamingClient[v1.ListMessage]
 
-func (c *mountsClient) Update(ctx context.Context, in *v1.UpdateRequest, opts ...grpc.CallOption) (*v1.UpdateResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.UpdateResponse)
-	err := c.cc.Invoke(ctx, Mounts_Update_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 // MountsServer is the server API for Mounts service.
 // All implementations must embed UnimplementedMountsServer
 // for forward compatibility.
+//
+// Mounts makes those mounts that a client can't make by itself, and keeps a
+// list of them. Every call needs a namespace.
 type MountsServer interface {
+	// Activate makes the mounts that need a handler and tells which ones are left
+	// to the client. Unimplemented when none needs one: the client then mounts
+	// them all. AlreadyExists.
 	Activate(context.Context, *v1.ActivateRequest) (*v1.ActivateResponse, error)
+	// Deactivate unmounts what Activate mounted. NotFound.
 	Deactivate(context.Context, *v1.DeactivateRequest) (*emptypb.Empty, error)
+	// Info tells about one activation. NotFound.
 	Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error)
-	List(*v1.ListRequest, grpc.ServerStreamingServer[v1.ListMessage]) error
+	// Update sets labels of an activation.
 	Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error)
+	// List streams the activations of the namespace.
+	List(*v1.ListRequest, grpc.ServerStreamingServer[v1.ListMessage]) error
 	mustEmbedUnimplementedMountsServer()
 }
 
@@ -134,11 +154,11 @@ func (UnimplementedMountsServer) Deactivate(context.Context, *v1.DeactivateReque
 func (UnimplementedMountsServer) Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Info not implemented")
 }
-func (UnimplementedMountsServer) List(*v1.ListRequest, grpc.ServerStreamingServer[v1.ListMessage]) error {
-	return status.Error(codes.Unimplemented, "method List not implemented")
-}
 func (UnimplementedMountsServer) Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+}
+func (UnimplementedMountsServer) List(*v1.ListRequest, grpc.ServerStreamingServer[v1.ListMessage]) error {
+	return status.Error(codes.Unimplemented, "method List not implemented")
 }
 func (UnimplementedMountsServer) mustEmbedUnimplementedMountsServer() {}
 func (UnimplementedMountsServer) testEmbeddedByValue()                {}
@@ -215,17 +235,6 @@ func _Mounts_Info_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Mounts_List_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(v1.ListRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(MountsServer).List(m, &grpc.GenericServerStream[v1.ListRequest, v1.ListMessage]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Mounts_ListServer = grpc.ServerStreamingServer[v1.ListMessage]
-
 func _Mounts_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.UpdateRequest)
 	if err := dec(in); err != nil {
@@ -243,6 +252,17 @@ func _Mounts_Update_Handler(srv interface{}, ctx context.Context, dec func(inter
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _Mounts_List_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(v1.ListRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(MountsServer).List(m, &grpc.GenericServerStream[v1.ListRequest, v1.ListMessage]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Mounts_ListServer = grpc.ServerStreamingServer[v1.ListMessage]
 
 // Mounts_ServiceDesc is the grpc.ServiceDesc for Mounts service.
 // It's only intended for direct use with grpc.RegisterService,

@@ -28,36 +28,36 @@ const file_api_services_namespaces_v1_namespaces_service_proto_rawDesc = "" +
 	"\n" +
 	"3api/services/namespaces/v1/namespaces_service.proto\x12!containerd.services.namespaces.v1\x1a+api/services/namespaces/v1/namespaces.proto\x1a\x1bgoogle/protobuf/empty.proto2\xe0\x04\n" +
 	"\n" +
-	"Namespaces\x12\x7f\n" +
-	"\x06Create\x129.containerd.services.namespaces.v1.CreateNamespaceRequest\x1a:.containerd.services.namespaces.v1.CreateNamespaceResponse\x12[\n" +
-	"\x06Delete\x129.containerd.services.namespaces.v1.DeleteNamespaceRequest\x1a\x16.google.protobuf.Empty\x12v\n" +
+	"Namespaces\x12v\n" +
 	"\x03Get\x126.containerd.services.namespaces.v1.GetNamespaceRequest\x1a7.containerd.services.namespaces.v1.GetNamespaceResponse\x12{\n" +
 	"\x04List\x128.containerd.services.namespaces.v1.ListNamespacesRequest\x1a9.containerd.services.namespaces.v1.ListNamespacesResponse\x12\x7f\n" +
-	"\x06Update\x129.containerd.services.namespaces.v1.UpdateNamespaceRequest\x1a:.containerd.services.namespaces.v1.UpdateNamespaceResponseBRZPgithub.com/berthd/berth/api/services/namespaces/v1/namespacesgrpc;namespacesgrpcb\x06proto3"
+	"\x06Create\x129.containerd.services.namespaces.v1.CreateNamespaceRequest\x1a:.containerd.services.namespaces.v1.CreateNamespaceResponse\x12\x7f\n" +
+	"\x06Update\x129.containerd.services.namespaces.v1.UpdateNamespaceRequest\x1a:.containerd.services.namespaces.v1.UpdateNamespaceResponse\x12[\n" +
+	"\x06Delete\x129.containerd.services.namespaces.v1.DeleteNamespaceRequest\x1a\x16.google.protobuf.EmptyBRZPgithub.com/berthd/berth/api/services/namespaces/v1/namespacesgrpc;namespacesgrpcb\x06proto3"
 
 var file_api_services_namespaces_v1_namespaces_service_proto_goTypes = []any{
-	(*v1.CreateNamespaceRequest)(nil),  // 0: containerd.services.namespaces.v1.CreateNamespaceRequest
-	(*v1.DeleteNamespaceRequest)(nil),  // 1: containerd.services.namespaces.v1.DeleteNamespaceRequest
-	(*v1.GetNamespaceRequest)(nil),     // 2: containerd.services.namespaces.v1.GetNamespaceRequest
-	(*v1.ListNamespacesRequest)(nil),   // 3: containerd.services.namespaces.v1.ListNamespacesRequest
-	(*v1.UpdateNamespaceRequest)(nil),  // 4: containerd.services.namespaces.v1.UpdateNamespaceRequest
-	(*v1.CreateNamespaceResponse)(nil), // 5: containerd.services.namespaces.v1.CreateNamespaceResponse
-	(*emptypb.Empty)(nil),              // 6: google.protobuf.Empty
-	(*v1.GetNamespaceResponse)(nil),    // 7: containerd.services.namespaces.v1.GetNamespaceResponse
-	(*v1.ListNamespacesResponse)(nil),  // 8: containerd.services.namespaces.v1.ListNamespacesResponse
-	(*v1.UpdateNamespaceResponse)(nil), // 9: containerd.services.namespaces.v1.UpdateNamespaceResponse
+	(*v1.GetNamespaceRequest)(nil),     // 0: containerd.services.namespaces.v1.GetNamespaceRequest
+	(*v1.ListNamespacesRequest)(nil),   // 1: containerd.services.namespaces.v1.ListNamespacesRequest
+	(*v1.CreateNamespaceRequest)(nil),  // 2: containerd.services.namespaces.v1.CreateNamespaceRequest
+	(*v1.UpdateNamespaceRequest)(nil),  // 3: containerd.services.namespaces.v1.UpdateNamespaceRequest
+	(*v1.DeleteNamespaceRequest)(nil),  // 4: containerd.services.namespaces.v1.DeleteNamespaceRequest
+	(*v1.GetNamespaceResponse)(nil),    // 5: containerd.services.namespaces.v1.GetNamespaceResponse
+	(*v1.ListNamespacesResponse)(nil),  // 6: containerd.services.namespaces.v1.ListNamespacesResponse
+	(*v1.CreateNamespaceResponse)(nil), // 7: containerd.services.namespaces.v1.CreateNamespaceResponse
+	(*v1.UpdateNamespaceResponse)(nil), // 8: containerd.services.namespaces.v1.UpdateNamespaceResponse
+	(*emptypb.Empty)(nil),              // 9: google.protobuf.Empty
 }
 var file_api_services_namespaces_v1_namespaces_service_proto_depIdxs = []int32{
-	0, // 0: containerd.services.namespaces.v1.Namespaces.Create:input_type -> containerd.services.namespaces.v1.CreateNamespaceRequest
-	1, // 1: containerd.services.namespaces.v1.Namespaces.Delete:input_type -> containerd.services.namespaces.v1.DeleteNamespaceRequest
-	2, // 2: containerd.services.namespaces.v1.Namespaces.Get:input_type -> containerd.services.namespaces.v1.GetNamespaceRequest
-	3, // 3: containerd.services.namespaces.v1.Namespaces.List:input_type -> containerd.services.namespaces.v1.ListNamespacesRequest
-	4, // 4: containerd.services.namespaces.v1.Namespaces.Update:input_type -> containerd.services.namespaces.v1.UpdateNamespaceRequest
-	5, // 5: containerd.services.namespaces.v1.Namespaces.Create:output_type -> containerd.services.namespaces.v1.CreateNamespaceResponse
-	6, // 6: containerd.services.namespaces.v1.Namespaces.Delete:output_type -> google.protobuf.Empty
-	7, // 7: containerd.services.namespaces.v1.Namespaces.Get:output_type -> containerd.services.namespaces.v1.GetNamespaceResponse
-	8, // 8: containerd.services.namespaces.v1.Namespaces.List:output_type -> containerd.services.namespaces.v1.ListNamespacesResponse
-	9, // 9: containerd.services.namespaces.v1.Namespaces.Update:output_type -> containerd.services.namespaces.v1.UpdateNamespaceResponse
+	0, // 0: containerd.services.namespaces.v1.Namespaces.Get:input_type -> containerd.services.namespaces.v1.GetNamespaceRequest
+	1, // 1: containerd.services.namespaces.v1.Namespaces.List:input_type -> containerd.services.namespaces.v1.ListNamespacesRequest
+	2, // 2: containerd.services.namespaces.v1.Namespaces.Create:input_type -> containerd.services.namespaces.v1.CreateNamespaceRequest
+	3, // 3: containerd.services.namespaces.v1.Namespaces.Update:input_type -> containerd.services.namespaces.v1.UpdateNamespaceRequest
+	4, // 4: containerd.services.namespaces.v1.Namespaces.Delete:input_type -> containerd.services.namespaces.v1.DeleteNamespaceRequest
+	5, // 5: containerd.services.namespaces.v1.Namespaces.Get:output_type -> containerd.services.namespaces.v1.GetNamespaceResponse
+	6, // 6: containerd.services.namespaces.v1.Namespaces.List:output_type -> containerd.services.namespaces.v1.ListNamespacesResponse
+	7, // 7: containerd.services.namespaces.v1.Namespaces.Create:output_type -> containerd.services.namespaces.v1.CreateNamespaceResponse
+	8, // 8: containerd.services.namespaces.v1.Namespaces.Update:output_type -> containerd.services.namespaces.v1.UpdateNamespaceResponse
+	9, // 9: containerd.services.namespaces.v1.Namespaces.Delete:output_type -> google.protobuf.Empty
 	5, // [5:10] is the sub-list for method output_type
 	0, // [0:5] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name

@@ -21,22 +21,35 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Namespaces_Create_FullMethodName = "/containerd.services.namespaces.v1.Namespaces/Create"
-	Namespaces_Delete_FullMethodName = "/containerd.services.namespaces.v1.Namespaces/Delete"
 	Namespaces_Get_FullMethodName    = "/containerd.services.namespaces.v1.Namespaces/Get"
 	Namespaces_List_FullMethodName   = "/containerd.services.namespaces.v1.Namespaces/List"
+	Namespaces_Create_FullMethodName = "/containerd.services.namespaces.v1.Namespaces/Create"
 	Namespaces_Update_FullMethodName = "/containerd.services.namespaces.v1.Namespaces/Update"
+	Namespaces_Delete_FullMethodName = "/containerd.services.namespaces.v1.Namespaces/Delete"
 )
 
 // NamespacesClient is the client API for Namespaces service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Namespaces tells and labels the namespaces there are. One comes to be when it
+// is first used. No call needs a namespace in its header; the events carry the
+// one that is named in the request.
 type NamespacesClient interface {
-	Create(ctx context.Context, in *v1.CreateNamespaceRequest, opts ...grpc.CallOption) (*v1.CreateNamespaceResponse, error)
-	Delete(ctx context.Context, in *v1.DeleteNamespaceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Get gives the labels of a namespace. It is never NotFound: an unknown one
+	// has no labels.
 	Get(ctx context.Context, in *v1.GetNamespaceRequest, opts ...grpc.CallOption) (*v1.GetNamespaceResponse, error)
+	// List gives all namespaces.
 	List(ctx context.Context, in *v1.ListNamespacesRequest, opts ...grpc.CallOption) (*v1.ListNamespacesResponse, error)
+	// Create makes a namespace. AlreadyExists, also when mere use made it;
+	// InvalidArgument for a bad name or label. Publishes NamespaceCreate.
+	Create(ctx context.Context, in *v1.CreateNamespaceRequest, opts ...grpc.CallOption) (*v1.CreateNamespaceResponse, error)
+	// Update sets labels, and makes the namespace if it is missing. Publishes
+	// NamespaceUpdate.
 	Update(ctx context.Context, in *v1.UpdateNamespaceRequest, opts ...grpc.CallOption) (*v1.UpdateNamespaceResponse, error)
+	// Delete removes an empty namespace. NotFound; FailedPrecondition while it
+	// has images, blobs, containers or snapshots. Publishes NamespaceDelete.
+	Delete(ctx context.Context, in *v1.DeleteNamespaceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
 type namespacesClient struct {
@@ -45,26 +58,6 @@ type namespacesClient struct {
 
 func NewNamespacesClient(cc grpc.ClientConnInterface) NamespacesClient {
 	return &namespacesClient{cc}
-}
-
-func (c *namespacesClient) Create(ctx context.Context, in *v1.CreateNamespaceRequest, opts ...grpc.CallOption) (*v1.CreateNamespaceResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.CreateNamespaceResponse)
-	err := c.cc.Invoke(ctx, Namespaces_Create_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *namespacesClient) Delete(ctx context.Context, in *v1.DeleteNamespaceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Namespaces_Delete_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 func (c *namespacesClient) Get(ctx context.Context, in *v1.GetNamespaceRequest, opts ...grpc.CallOption) (*v1.GetNamespaceResponse, error) {
@@ -87,6 +80,16 @@ func (c *namespacesClient) List(ctx context.Context, in *v1.ListNamespacesReques
 	return out, nil
 }
 
+func (c *namespacesClient) Create(ctx context.Context, in *v1.CreateNamespaceRequest, opts ...grpc.CallOption) (*v1.CreateNamespaceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.CreateNamespaceResponse)
+	err := c.cc.Invoke(ctx, Namespaces_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *namespacesClient) Update(ctx context.Context, in *v1.UpdateNamespaceRequest, opts ...grpc.CallOption) (*v1.UpdateNamespaceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v1.UpdateNamespaceResponse)
@@ -97,15 +100,38 @@ func (c *namespacesClient) Update(ctx context.Context, in *v1.UpdateNamespaceReq
 	return out, nil
 }
 
+func (c *namespacesClient) Delete(ctx context.Context, in *v1.DeleteNamespaceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Namespaces_Delete_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NamespacesServer is the server API for Namespaces service.
 // All implementations must embed UnimplementedNamespacesServer
 // for forward compatibility.
+//
+// Namespaces tells and labels the namespaces there are. One comes to be when it
+// is first used. No call needs a namespace in its header; the events carry the
+// one that is named in the request.
 type NamespacesServer interface {
-	Create(context.Context, *v1.CreateNamespaceRequest) (*v1.CreateNamespaceResponse, error)
-	Delete(context.Context, *v1.DeleteNamespaceRequest) (*emptypb.Empty, error)
+	// Get gives the labels of a namespace. It is never NotFound: an unknown one
+	// has no labels.
 	Get(context.Context, *v1.GetNamespaceRequest) (*v1.GetNamespaceResponse, error)
+	// List gives all namespaces.
 	List(context.Context, *v1.ListNamespacesRequest) (*v1.ListNamespacesResponse, error)
+	// Create makes a namespace. AlreadyExists, also when mere use made it;
+	// InvalidArgument for a bad name or label. Publishes NamespaceCreate.
+	Create(context.Context, *v1.CreateNamespaceRequest) (*v1.CreateNamespaceResponse, error)
+	// Update sets labels, and makes the namespace if it is missing. Publishes
+	// NamespaceUpdate.
 	Update(context.Context, *v1.UpdateNamespaceRequest) (*v1.UpdateNamespaceResponse, error)
+	// Delete removes an empty namespace. NotFound; FailedPrecondition while it
+	// has images, blobs, containers or snapshots. Publishes NamespaceDelete.
+	Delete(context.Context, *v1.DeleteNamespaceRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedNamespacesServer()
 }
 
@@ -116,20 +142,20 @@ type NamespacesServer interface {
 // pointer dereference when methods are called.
 type UnimplementedNamespacesServer struct{}
 
-func (UnimplementedNamespacesServer) Create(context.Context, *v1.CreateNamespaceRequest) (*v1.CreateNamespaceResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
-}
-func (UnimplementedNamespacesServer) Delete(context.Context, *v1.DeleteNamespaceRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
-}
 func (UnimplementedNamespacesServer) Get(context.Context, *v1.GetNamespaceRequest) (*v1.GetNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
 }
 func (UnimplementedNamespacesServer) List(context.Context, *v1.ListNamespacesRequest) (*v1.ListNamespacesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
 }
+func (UnimplementedNamespacesServer) Create(context.Context, *v1.CreateNamespaceRequest) (*v1.CreateNamespaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
 func (UnimplementedNamespacesServer) Update(context.Context, *v1.UpdateNamespaceRequest) (*v1.UpdateNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+}
+func (UnimplementedNamespacesServer) Delete(context.Context, *v1.DeleteNamespaceRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
 }
 func (UnimplementedNamespacesServer) mustEmbedUnimplementedNamespacesServer() {}
 func (UnimplementedNamespacesServer) testEmbeddedByValue()                    {}
@@ -150,42 +176,6 @@ func RegisterNamespacesServer(s grpc.ServiceRegistrar, srv NamespacesServer) {
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&Namespaces_ServiceDesc, srv)
-}
-
-func _Namespaces_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.CreateNamespaceRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(NamespacesServer).Create(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Namespaces_Create_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(NamespacesServer).Create(ctx, req.(*v1.CreateNamespaceRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Namespaces_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.DeleteNamespaceRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(NamespacesServer).Delete(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Namespaces_Delete_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(NamespacesServer).Delete(ctx, req.(*v1.DeleteNamespaceRequest))
-	}
-	return interceptor(ctx, in, info, handler)
 }
 
 func _Namespaces_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -224,6 +214,24 @@ func _Namespaces_List_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Namespaces_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.CreateNamespaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NamespacesServer).Create(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Namespaces_Create_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NamespacesServer).Create(ctx, req.(*v1.CreateNamespaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Namespaces_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.UpdateNamespaceRequest)
 	if err := dec(in); err != nil {
@@ -242,6 +250,24 @@ func _Namespaces_Update_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Namespaces_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.DeleteNamespaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NamespacesServer).Delete(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Namespaces_Delete_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NamespacesServer).Delete(ctx, req.(*v1.DeleteNamespaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Namespaces_ServiceDesc is the grpc.ServiceDesc for Namespaces service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -249,14 +275,6 @@ var Namespaces_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "containerd.services.namespaces.v1.Namespaces",
 	HandlerType: (*NamespacesServer)(nil),
 	Methods: []grpc.MethodDesc{
-		{
-			MethodName: "Create",
-			Handler:    _Namespaces_Create_Handler,
-		},
-		{
-			MethodName: "Delete",
-			Handler:    _Namespaces_Delete_Handler,
-		},
 		{
 			MethodName: "Get",
 			Handler:    _Namespaces_Get_Handler,
@@ -266,8 +284,16 @@ var Namespaces_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Namespaces_List_Handler,
 		},
 		{
+			MethodName: "Create",
+			Handler:    _Namespaces_Create_Handler,
+		},
+		{
 			MethodName: "Update",
 			Handler:    _Namespaces_Update_Handler,
+		},
+		{
+			MethodName: "Delete",
+			Handler:    _Namespaces_Delete_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

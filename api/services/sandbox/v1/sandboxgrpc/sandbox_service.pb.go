@@ -25,84 +25,84 @@ var File_api_services_sandbox_v1_sandbox_service_proto protoreflect.FileDescript
 
 const file_api_services_sandbox_v1_sandbox_service_proto_rawDesc = "" +
 	"\n" +
-	"-api/services/sandbox/v1/sandbox_service.proto\x12\x1econtainerd.services.sandbox.v1\x1a%api/services/sandbox/v1/sandbox.proto2\xf3\b\n" +
-	"\n" +
-	"Controller\x12{\n" +
-	"\x06Create\x127.containerd.services.sandbox.v1.ControllerCreateRequest\x1a8.containerd.services.sandbox.v1.ControllerCreateResponse\x12~\n" +
-	"\aMetrics\x128.containerd.services.sandbox.v1.ControllerMetricsRequest\x1a9.containerd.services.sandbox.v1.ControllerMetricsResponse\x12\x81\x01\n" +
-	"\bPlatform\x129.containerd.services.sandbox.v1.ControllerPlatformRequest\x1a:.containerd.services.sandbox.v1.ControllerPlatformResponse\x12\x81\x01\n" +
-	"\bShutdown\x129.containerd.services.sandbox.v1.ControllerShutdownRequest\x1a:.containerd.services.sandbox.v1.ControllerShutdownResponse\x12x\n" +
-	"\x05Start\x126.containerd.services.sandbox.v1.ControllerStartRequest\x1a7.containerd.services.sandbox.v1.ControllerStartResponse\x12{\n" +
-	"\x06Status\x127.containerd.services.sandbox.v1.ControllerStatusRequest\x1a8.containerd.services.sandbox.v1.ControllerStatusResponse\x12u\n" +
-	"\x04Stop\x125.containerd.services.sandbox.v1.ControllerStopRequest\x1a6.containerd.services.sandbox.v1.ControllerStopResponse\x12{\n" +
-	"\x06Update\x127.containerd.services.sandbox.v1.ControllerUpdateRequest\x1a8.containerd.services.sandbox.v1.ControllerUpdateResponse\x12u\n" +
-	"\x04Wait\x125.containerd.services.sandbox.v1.ControllerWaitRequest\x1a6.containerd.services.sandbox.v1.ControllerWaitResponse2\xb7\x04\n" +
+	"-api/services/sandbox/v1/sandbox_service.proto\x12\x1econtainerd.services.sandbox.v1\x1a%api/services/sandbox/v1/sandbox.proto2\xb7\x04\n" +
 	"\x05Store\x12q\n" +
 	"\x06Create\x122.containerd.services.sandbox.v1.StoreCreateRequest\x1a3.containerd.services.sandbox.v1.StoreCreateResponse\x12q\n" +
-	"\x06Delete\x122.containerd.services.sandbox.v1.StoreDeleteRequest\x1a3.containerd.services.sandbox.v1.StoreDeleteResponse\x12h\n" +
-	"\x03Get\x12/.containerd.services.sandbox.v1.StoreGetRequest\x1a0.containerd.services.sandbox.v1.StoreGetResponse\x12k\n" +
-	"\x04List\x120.containerd.services.sandbox.v1.StoreListRequest\x1a1.containerd.services.sandbox.v1.StoreListResponse\x12q\n" +
-	"\x06Update\x122.containerd.services.sandbox.v1.StoreUpdateRequest\x1a3.containerd.services.sandbox.v1.StoreUpdateResponseBIZGgithub.com/berthd/berth/api/services/sandbox/v1/sandboxgrpc;sandboxgrpcb\x06proto3"
+	"\x06Update\x122.containerd.services.sandbox.v1.StoreUpdateRequest\x1a3.containerd.services.sandbox.v1.StoreUpdateResponse\x12q\n" +
+	"\x06Delete\x122.containerd.services.sandbox.v1.StoreDeleteRequest\x1a3.containerd.services.sandbox.v1.StoreDeleteResponse\x12k\n" +
+	"\x04List\x120.containerd.services.sandbox.v1.StoreListRequest\x1a1.containerd.services.sandbox.v1.StoreListResponse\x12h\n" +
+	"\x03Get\x12/.containerd.services.sandbox.v1.StoreGetRequest\x1a0.containerd.services.sandbox.v1.StoreGetResponse2\xf3\b\n" +
+	"\n" +
+	"Controller\x12{\n" +
+	"\x06Create\x127.containerd.services.sandbox.v1.ControllerCreateRequest\x1a8.containerd.services.sandbox.v1.ControllerCreateResponse\x12x\n" +
+	"\x05Start\x126.containerd.services.sandbox.v1.ControllerStartRequest\x1a7.containerd.services.sandbox.v1.ControllerStartResponse\x12\x81\x01\n" +
+	"\bPlatform\x129.containerd.services.sandbox.v1.ControllerPlatformRequest\x1a:.containerd.services.sandbox.v1.ControllerPlatformResponse\x12u\n" +
+	"\x04Stop\x125.containerd.services.sandbox.v1.ControllerStopRequest\x1a6.containerd.services.sandbox.v1.ControllerStopResponse\x12u\n" +
+	"\x04Wait\x125.containerd.services.sandbox.v1.ControllerWaitRequest\x1a6.containerd.services.sandbox.v1.ControllerWaitResponse\x12{\n" +
+	"\x06Status\x127.containerd.services.sandbox.v1.ControllerStatusRequest\x1a8.containerd.services.sandbox.v1.ControllerStatusResponse\x12\x81\x01\n" +
+	"\bShutdown\x129.containerd.services.sandbox.v1.ControllerShutdownRequest\x1a:.containerd.services.sandbox.v1.ControllerShutdownResponse\x12~\n" +
+	"\aMetrics\x128.containerd.services.sandbox.v1.ControllerMetricsRequest\x1a9.containerd.services.sandbox.v1.ControllerMetricsResponse\x12{\n" +
+	"\x06Update\x127.containerd.services.sandbox.v1.ControllerUpdateRequest\x1a8.containerd.services.sandbox.v1.ControllerUpdateResponseBIZGgithub.com/berthd/berth/api/services/sandbox/v1/sandboxgrpc;sandboxgrpcb\x06proto3"
 
 var file_api_services_sandbox_v1_sandbox_service_proto_goTypes = []any{
-	(*v1.ControllerCreateRequest)(nil),    // 0: containerd.services.sandbox.v1.ControllerCreateRequest
-	(*v1.ControllerMetricsRequest)(nil),   // 1: containerd.services.sandbox.v1.ControllerMetricsRequest
-	(*v1.ControllerPlatformRequest)(nil),  // 2: containerd.services.sandbox.v1.ControllerPlatformRequest
-	(*v1.ControllerShutdownRequest)(nil),  // 3: containerd.services.sandbox.v1.ControllerShutdownRequest
-	(*v1.ControllerStartRequest)(nil),     // 4: containerd.services.sandbox.v1.ControllerStartRequest
-	(*v1.ControllerStatusRequest)(nil),    // 5: containerd.services.sandbox.v1.ControllerStatusRequest
-	(*v1.ControllerStopRequest)(nil),      // 6: containerd.services.sandbox.v1.ControllerStopRequest
-	(*v1.ControllerUpdateRequest)(nil),    // 7: containerd.services.sandbox.v1.ControllerUpdateRequest
-	(*v1.ControllerWaitRequest)(nil),      // 8: containerd.services.sandbox.v1.ControllerWaitRequest
-	(*v1.StoreCreateRequest)(nil),         // 9: containerd.services.sandbox.v1.StoreCreateRequest
-	(*v1.StoreDeleteRequest)(nil),         // 10: containerd.services.sandbox.v1.StoreDeleteRequest
-	(*v1.StoreGetRequest)(nil),            // 11: containerd.services.sandbox.v1.StoreGetRequest
-	(*v1.StoreListRequest)(nil),           // 12: containerd.services.sandbox.v1.StoreListRequest
-	(*v1.StoreUpdateRequest)(nil),         // 13: containerd.services.sandbox.v1.StoreUpdateRequest
-	(*v1.ControllerCreateResponse)(nil),   // 14: containerd.services.sandbox.v1.ControllerCreateResponse
-	(*v1.ControllerMetricsResponse)(nil),  // 15: containerd.services.sandbox.v1.ControllerMetricsResponse
-	(*v1.ControllerPlatformResponse)(nil), // 16: containerd.services.sandbox.v1.ControllerPlatformResponse
-	(*v1.ControllerShutdownResponse)(nil), // 17: containerd.services.sandbox.v1.ControllerShutdownResponse
-	(*v1.ControllerStartResponse)(nil),    // 18: containerd.services.sandbox.v1.ControllerStartResponse
-	(*v1.ControllerStatusResponse)(nil),   // 19: containerd.services.sandbox.v1.ControllerStatusResponse
-	(*v1.ControllerStopResponse)(nil),     // 20: containerd.services.sandbox.v1.ControllerStopResponse
-	(*v1.ControllerUpdateResponse)(nil),   // 21: containerd.services.sandbox.v1.ControllerUpdateResponse
-	(*v1.ControllerWaitResponse)(nil),     // 22: containerd.services.sandbox.v1.ControllerWaitResponse
-	(*v1.StoreCreateResponse)(nil),        // 23: containerd.services.sandbox.v1.StoreCreateResponse
-	(*v1.StoreDeleteResponse)(nil),        // 24: containerd.services.sandbox.v1.StoreDeleteResponse
-	(*v1.StoreGetResponse)(nil),           // 25: containerd.services.sandbox.v1.StoreGetResponse
-	(*v1.StoreListResponse)(nil),          // 26: containerd.services.sandbox.v1.StoreListResponse
-	(*v1.StoreUpdateResponse)(nil),        // 27: containerd.services.sandbox.v1.StoreUpdateResponse
+	(*v1.StoreCreateRequest)(nil),         // 0: containerd.services.sandbox.v1.StoreCreateRequest
+	(*v1.StoreUpdateRequest)(nil),         // 1: containerd.services.sandbox.v1.StoreUpdateRequest
+	(*v1.StoreDeleteRequest)(nil),         // 2: containerd.services.sandbox.v1.StoreDeleteRequest
+	(*v1.StoreListRequest)(nil),           // 3: containerd.services.sandbox.v1.StoreListRequest
+	(*v1.StoreGetRequest)(nil),            // 4: containerd.services.sandbox.v1.StoreGetRequest
+	(*v1.ControllerCreateRequest)(nil),    // 5: containerd.services.sandbox.v1.ControllerCreateRequest
+	(*v1.ControllerStartRequest)(nil),     // 6: containerd.services.sandbox.v1.ControllerStartRequest
+	(*v1.ControllerPlatformRequest)(nil),  // 7: containerd.services.sandbox.v1.ControllerPlatformRequest
+	(*v1.ControllerStopRequest)(nil),      // 8: containerd.services.sandbox.v1.ControllerStopRequest
+	(*v1.ControllerWaitRequest)(nil),      // 9: containerd.services.sandbox.v1.ControllerWaitRequest
+	(*v1.ControllerStatusRequest)(nil),    // 10: containerd.services.sandbox.v1.ControllerStatusRequest
+	(*v1.ControllerShutdownRequest)(nil),  // 11: containerd.services.sandbox.v1.ControllerShutdownRequest
+	(*v1.ControllerMetricsRequest)(nil),   // 12: containerd.services.sandbox.v1.ControllerMetricsRequest
+	(*v1.ControllerUpdateRequest)(nil),    // 13: containerd.services.sandbox.v1.ControllerUpdateRequest
+	(*v1.StoreCreateResponse)(nil),        // 14: containerd.services.sandbox.v1.StoreCreateResponse
+	(*v1.StoreUpdateResponse)(nil),        // 15: containerd.services.sandbox.v1.StoreUpdateResponse
+	(*v1.StoreDeleteResponse)(nil),        // 16: containerd.services.sandbox.v1.StoreDeleteResponse
+	(*v1.StoreListResponse)(nil),          // 17: containerd.services.sandbox.v1.StoreListResponse
+	(*v1.StoreGetResponse)(nil),           // 18: containerd.services.sandbox.v1.StoreGetResponse
+	(*v1.ControllerCreateResponse)(nil),   // 19: containerd.services.sandbox.v1.ControllerCreateResponse
+	(*v1.ControllerStartResponse)(nil),    // 20: containerd.services.sandbox.v1.ControllerStartResponse
+	(*v1.ControllerPlatformResponse)(nil), // 21: containerd.services.sandbox.v1.ControllerPlatformResponse
+	(*v1.ControllerStopResponse)(nil),     // 22: containerd.services.sandbox.v1.ControllerStopResponse
+	(*v1.ControllerWaitResponse)(nil),     // 23: containerd.services.sandbox.v1.ControllerWaitResponse
+	(*v1.ControllerStatusResponse)(nil),   // 24: containerd.services.sandbox.v1.ControllerStatusResponse
+	(*v1.ControllerShutdownResponse)(nil), // 25: containerd.services.sandbox.v1.ControllerShutdownResponse
+	(*v1.ControllerMetricsResponse)(nil),  // 26: containerd.services.sandbox.v1.ControllerMetricsResponse
+	(*v1.ControllerUpdateResponse)(nil),   // 27: containerd.services.sandbox.v1.ControllerUpdateResponse
 }
 var file_api_services_sandbox_v1_sandbox_service_proto_depIdxs = []int32{
-	0,  // 0: containerd.services.sandbox.v1.Controller.Create:input_type -> containerd.services.sandbox.v1.ControllerCreateRequest
-	1,  // 1: containerd.services.sandbox.v1.Controller.Metrics:input_type -> containerd.services.sandbox.v1.ControllerMetricsRequest
-	2,  // 2: containerd.services.sandbox.v1.Controller.Platform:input_type -> containerd.services.sandbox.v1.ControllerPlatformRequest
-	3,  // 3: containerd.services.sandbox.v1.Controller.Shutdown:input_type -> containerd.services.sandbox.v1.ControllerShutdownRequest
-	4,  // 4: containerd.services.sandbox.v1.Controller.Start:input_type -> containerd.services.sandbox.v1.ControllerStartRequest
-	5,  // 5: containerd.services.sandbox.v1.Controller.Status:input_type -> containerd.services.sandbox.v1.ControllerStatusRequest
-	6,  // 6: containerd.services.sandbox.v1.Controller.Stop:input_type -> containerd.services.sandbox.v1.ControllerStopRequest
-	7,  // 7: containerd.services.sandbox.v1.Controller.Update:input_type -> containerd.services.sandbox.v1.ControllerUpdateRequest
-	8,  // 8: containerd.services.sandbox.v1.Controller.Wait:input_type -> containerd.services.sandbox.v1.ControllerWaitRequest
-	9,  // 9: containerd.services.sandbox.v1.Store.Create:input_type -> containerd.services.sandbox.v1.StoreCreateRequest
-	10, // 10: containerd.services.sandbox.v1.Store.Delete:input_type -> containerd.services.sandbox.v1.StoreDeleteRequest
-	11, // 11: containerd.services.sandbox.v1.Store.Get:input_type -> containerd.services.sandbox.v1.StoreGetRequest
-	12, // 12: containerd.services.sandbox.v1.Store.List:input_type -> containerd.services.sandbox.v1.StoreListRequest
-	13, // 13: containerd.services.sandbox.v1.Store.Update:input_type -> containerd.services.sandbox.v1.StoreUpdateRequest
-	14, // 14: containerd.services.sandbox.v1.Controller.Create:output_type -> containerd.services.sandbox.v1.ControllerCreateResponse
-	15, // 15: containerd.services.sandbox.v1.Controller.Metrics:output_type -> containerd.services.sandbox.v1.ControllerMetricsResponse
-	16, // 16: containerd.services.sandbox.v1.Controller.Platform:output_type -> containerd.services.sandbox.v1.ControllerPlatformResponse
-	17, // 17: containerd.services.sandbox.v1.Controller.Shutdown:output_type -> containerd.services.sandbox.v1.ControllerShutdownResponse
-	18, // 18: containerd.services.sandbox.v1.Controller.Start:output_type -> containerd.services.sandbox.v1.ControllerStartResponse
-	19, // 19: containerd.services.sandbox.v1.Controller.Status:output_type -> containerd.services.sandbox.v1.ControllerStatusResponse
-	20, // 20: containerd.services.sandbox.v1.Controller.Stop:output_type -> containerd.services.sandbox.v1.ControllerStopResponse
-	21, // 21: containerd.services.sandbox.v1.Controller.Update:output_type -> containerd.services.sandbox.v1.ControllerUpdateResponse
-	22, // 22: containerd.services.sandbox.v1.Controller.Wait:output_type -> containerd.services.sandbox.v1.ControllerWaitResponse
-	23, // 23: containerd.services.sandbox.v1.Store.Create:output_type -> containerd.services.sandbox.v1.StoreCreateResponse
-	24, // 24: containerd.services.sandbox.v1.Store.Delete:output_type -> containerd.services.sandbox.v1.StoreDeleteResponse
-	25, // 25: containerd.services.sandbox.v1.Store.Get:output_type -> containerd.services.sandbox.v1.StoreGetResponse
-	26, // 26: containerd.services.sandbox.v1.Store.List:output_type -> containerd.services.sandbox.v1.StoreListResponse
-	27, // 27: containerd.services.sandbox.v1.Store.Update:output_type -> containerd.services.sandbox.v1.StoreUpdateResponse
+	0,  // 0: containerd.services.sandbox.v1.Store.Create:input_type -> containerd.services.sandbox.v1.StoreCreateRequest
+	1,  // 1: containerd.services.sandbox.v1.Store.Update:input_type -> containerd.services.sandbox.v1.StoreUpdateRequest
+	2,  // 2: containerd.services.sandbox.v1.Store.Delete:input_type -> containerd.services.sandbox.v1.StoreDeleteRequest
+	3,  // 3: containerd.services.sandbox.v1.Store.List:input_type -> containerd.services.sandbox.v1.StoreListRequest
+	4,  // 4: containerd.services.sandbox.v1.Store.Get:input_type -> containerd.services.sandbox.v1.StoreGetRequest
+	5,  // 5: containerd.services.sandbox.v1.Controller.Create:input_type -> containerd.services.sandbox.v1.ControllerCreateRequest
+	6,  // 6: containerd.services.sandbox.v1.Controller.Start:input_type -> containerd.services.sandbox.v1.ControllerStartRequest
+	7,  // 7: containerd.services.sandbox.v1.Controller.Platform:input_type -> containerd.services.sandbox.v1.ControllerPlatformRequest
+	8,  // 8: containerd.services.sandbox.v1.Controller.Stop:input_type -> containerd.services.sandbox.v1.ControllerStopRequest
+	9,  // 9: containerd.services.sandbox.v1.Controller.Wait:input_type -> containerd.services.sandbox.v1.ControllerWaitRequest
+	10, // 10: containerd.services.sandbox.v1.Controller.Status:input_type -> containerd.services.sandbox.v1.ControllerStatusRequest
+	11, // 11: containerd.services.sandbox.v1.Controller.Shutdown:input_type -> containerd.services.sandbox.v1.ControllerShutdownRequest
+	12, // 12: containerd.services.sandbox.v1.Controller.Metrics:input_type -> containerd.services.sandbox.v1.ControllerMetricsRequest
+	13, // 13: containerd.services.sandbox.v1.Controller.Update:input_type -> containerd.services.sandbox.v1.ControllerUpdateRequest
+	14, // 14: containerd.services.sandbox.v1.Store.Create:output_type -> containerd.services.sandbox.v1.StoreCreateResponse
+	15, // 15: containerd.services.sandbox.v1.Store.Update:output_type -> containerd.services.sandbox.v1.StoreUpdateResponse
+	16, // 16: containerd.services.sandbox.v1.Store.Delete:output_type -> containerd.services.sandbox.v1.StoreDeleteResponse
+	17, // 17: containerd.services.sandbox.v1.Store.List:output_type -> containerd.services.sandbox.v1.StoreListResponse
+	18, // 18: containerd.services.sandbox.v1.Store.Get:output_type -> containerd.services.sandbox.v1.StoreGetResponse
+	19, // 19: containerd.services.sandbox.v1.Controller.Create:output_type -> containerd.services.sandbox.v1.ControllerCreateResponse
+	20, // 20: containerd.services.sandbox.v1.Controller.Start:output_type -> containerd.services.sandbox.v1.ControllerStartResponse
+	21, // 21: containerd.services.sandbox.v1.Controller.Platform:output_type -> containerd.services.sandbox.v1.ControllerPlatformResponse
+	22, // 22: containerd.services.sandbox.v1.Controller.Stop:output_type -> containerd.services.sandbox.v1.ControllerStopResponse
+	23, // 23: containerd.services.sandbox.v1.Controller.Wait:output_type -> containerd.services.sandbox.v1.ControllerWaitResponse
+	24, // 24: containerd.services.sandbox.v1.Controller.Status:output_type -> containerd.services.sandbox.v1.ControllerStatusResponse
+	25, // 25: containerd.services.sandbox.v1.Controller.Shutdown:output_type -> containerd.services.sandbox.v1.ControllerShutdownResponse
+	26, // 26: containerd.services.sandbox.v1.Controller.Metrics:output_type -> containerd.services.sandbox.v1.ControllerMetricsResponse
+	27, // 27: containerd.services.sandbox.v1.Controller.Update:output_type -> containerd.services.sandbox.v1.ControllerUpdateResponse
 	14, // [14:28] is the sub-list for method output_type
 	0,  // [0:14] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name

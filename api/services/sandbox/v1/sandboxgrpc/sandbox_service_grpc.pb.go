@@ -20,428 +20,30 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Controller_Create_FullMethodName   = "/containerd.services.sandbox.v1.Controller/Create"
-	Controller_Metrics_FullMethodName  = "/containerd.services.sandbox.v1.Controller/Metrics"
-	Controller_Platform_FullMethodName = "/containerd.services.sandbox.v1.Controller/Platform"
-	Controller_Shutdown_FullMethodName = "/containerd.services.sandbox.v1.Controller/Shutdown"
-	Controller_Start_FullMethodName    = "/containerd.services.sandbox.v1.Controller/Start"
-	Controller_Status_FullMethodName   = "/containerd.services.sandbox.v1.Controller/Status"
-	Controller_Stop_FullMethodName     = "/containerd.services.sandbox.v1.Controller/Stop"
-	Controller_Update_FullMethodName   = "/containerd.services.sandbox.v1.Controller/Update"
-	Controller_Wait_FullMethodName     = "/containerd.services.sandbox.v1.Controller/Wait"
-)
-
-// ControllerClient is the client API for Controller service.
-//
-// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
-type ControllerClient interface {
-	Create(ctx context.Context, in *v1.ControllerCreateRequest, opts ...grpc.CallOption) (*v1.ControllerCreateResponse, error)
-	Metrics(ctx context.Context, in *v1.ControllerMetricsRequest, opts ...grpc.CallOption) (*v1.ControllerMetricsResponse, error)
-	Platform(ctx context.Context, in *v1.ControllerPlatformRequest, opts ...grpc.CallOption) (*v1.ControllerPlatformResponse, error)
-	Shutdown(ctx context.Context, in *v1.ControllerShutdownRequest, opts ...grpc.CallOption) (*v1.ControllerShutdownResponse, error)
-	Start(ctx context.Context, in *v1.ControllerStartRequest, opts ...grpc.CallOption) (*v1.ControllerStartResponse, error)
-	Status(ctx context.Context, in *v1.ControllerStatusRequest, opts ...grpc.CallOption) (*v1.ControllerStatusResponse, error)
-	Stop(ctx context.Context, in *v1.ControllerStopRequest, opts ...grpc.CallOption) (*v1.ControllerStopResponse, error)
-	Update(ctx context.Context, in *v1.ControllerUpdateRequest, opts ...grpc.CallOption) (*v1.ControllerUpdateResponse, error)
-	Wait(ctx context.Context, in *v1.ControllerWaitRequest, opts ...grpc.CallOption) (*v1.ControllerWaitResponse, error)
-}
-
-type controllerClient struct {
-	cc grpc.ClientConnInterface
-}
-
-func NewControllerClient(cc grpc.ClientConnInterface) ControllerClient {
-	return &controllerClient{cc}
-}
-
-func (c *controllerClient) Create(ctx context.Context, in *v1.ControllerCreateRequest, opts ...grpc.CallOption) (*v1.ControllerCreateResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerCreateResponse)
-	err := c.cc.Invoke(ctx, Controller_Create_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *controllerClient) Metrics(ctx context.Context, in *v1.ControllerMetricsRequest, opts ...grpc.CallOption) (*v1.ControllerMetricsResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerMetricsResponse)
-	err := c.cc.Invoke(ctx, Controller_Metrics_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *controllerClient) Platform(ctx context.Context, in *v1.ControllerPlatformRequest, opts ...grpc.CallOption) (*v1.ControllerPlatformResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerPlatformResponse)
-	err := c.cc.Invoke(ctx, Controller_Platform_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *controllerClient) Shutdown(ctx context.Context, in *v1.ControllerShutdownRequest, opts ...grpc.CallOption) (*v1.ControllerShutdownResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerShutdownResponse)
-	err := c.cc.Invoke(ctx, Controller_Shutdown_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *controllerClient) Start(ctx context.Context, in *v1.ControllerStartRequest, opts ...grpc.CallOption) (*v1.ControllerStartResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerStartResponse)
-	err := c.cc.Invoke(ctx, Controller_Start_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *controllerClient) Status(ctx context.Context, in *v1.ControllerStatusRequest, opts ...grpc.CallOption) (*v1.ControllerStatusResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerStatusResponse)
-	err := c.cc.Invoke(ctx, Controller_Status_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *controllerClient) Stop(ctx context.Context, in *v1.ControllerStopRequest, opts ...grpc.CallOption) (*v1.ControllerStopResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerStopResponse)
-	err := c.cc.Invoke(ctx, Controller_Stop_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *controllerClient) Update(ctx context.Context, in *v1.ControllerUpdateRequest, opts ...grpc.CallOption) (*v1.ControllerUpdateResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerUpdateResponse)
-	err := c.cc.Invoke(ctx, Controller_Update_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *controllerClient) Wait(ctx context.Context, in *v1.ControllerWaitRequest, opts ...grpc.CallOption) (*v1.ControllerWaitResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ControllerWaitResponse)
-	err := c.cc.Invoke(ctx, Controller_Wait_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-// ControllerServer is the server API for Controller service.
-// All implementations must embed UnimplementedControllerServer
-// for forward compatibility.
-type ControllerServer interface {
-	Create(context.Context, *v1.ControllerCreateRequest) (*v1.ControllerCreateResponse, error)
-	Metrics(context.Context, *v1.ControllerMetricsRequest) (*v1.ControllerMetricsResponse, error)
-	Platform(context.Context, *v1.ControllerPlatformRequest) (*v1.ControllerPlatformResponse, error)
-	Shutdown(context.Context, *v1.ControllerShutdownRequest) (*v1.ControllerShutdownResponse, error)
-	Start(context.Context, *v1.ControllerStartRequest) (*v1.ControllerStartResponse, error)
-	Status(context.Context, *v1.ControllerStatusRequest) (*v1.ControllerStatusResponse, error)
-	Stop(context.Context, *v1.ControllerStopRequest) (*v1.ControllerStopResponse, error)
-	Update(context.Context, *v1.ControllerUpdateRequest) (*v1.ControllerUpdateResponse, error)
-	Wait(context.Context, *v1.ControllerWaitRequest) (*v1.ControllerWaitResponse, error)
-	mustEmbedUnimplementedControllerServer()
-}
-
-// UnimplementedControllerServer must be embedded to have
-// forward compatible implementations.
-//
-// NOTE: this should be embedded by value instead of pointer to avoid a nil
-// pointer dereference when methods are called.
-type UnimplementedControllerServer struct{}
-
-func (UnimplementedControllerServer) Create(context.Context, *v1.ControllerCreateRequest) (*v1.ControllerCreateResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
-}
-func (UnimplementedControllerServer) Metrics(context.Context, *v1.ControllerMetricsRequest) (*v1.ControllerMetricsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Metrics not implemented")
-}
-func (UnimplementedControllerServer) Platform(context.Context, *v1.ControllerPlatformRequest) (*v1.ControllerPlatformResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Platform not implemented")
-}
-func (UnimplementedControllerServer) Shutdown(context.Context, *v1.ControllerShutdownRequest) (*v1.ControllerShutdownResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Shutdown not implemented")
-}
-func (UnimplementedControllerServer) Start(context.Context, *v1.ControllerStartRequest) (*v1.ControllerStartResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Start not implemented")
-}
-func (UnimplementedControllerServer) Status(context.Context, *v1.ControllerStatusRequest) (*v1.ControllerStatusResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
-}
-func (UnimplementedControllerServer) Stop(context.Context, *v1.ControllerStopRequest) (*v1.ControllerStopResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Stop not implemented")
-}
-func (UnimplementedControllerServer) Update(context.Context, *v1.ControllerUpdateRequest) (*v1.ControllerUpdateResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
-}
-func (UnimplementedControllerServer) Wait(context.Context, *v1.ControllerWaitRequest) (*v1.ControllerWaitResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Wait not implemented")
-}
-func (UnimplementedControllerServer) mustEmbedUnimplementedControllerServer() {}
-func (UnimplementedControllerServer) testEmbeddedByValue()                    {}
-
-// UnsafeControllerServer may be embedded to opt out of forward compatibility for this service.
-// Use of this interface is not recommended, as added methods to ControllerServer will
-// result in compilation errors.
-type UnsafeControllerServer interface {
-	mustEmbedUnimplementedControllerServer()
-}
-
-func RegisterControllerServer(s grpc.ServiceRegistrar, srv ControllerServer) {
-	// If the following call panics, it indicates UnimplementedControllerServer was
-	// embedded by pointer and is nil.  This will cause panics if an
-	// unimplemented method is ever invoked, so we test this at initialization
-	// time to prevent it from happening at runtime later due to I/O.
-	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
-		t.testEmbeddedByValue()
-	}
-	s.RegisterService(&Controller_ServiceDesc, srv)
-}
-
-func _Controller_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerCreateRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Create(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Create_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Create(ctx, req.(*v1.ControllerCreateRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Controller_Metrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerMetricsRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Metrics(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Metrics_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Metrics(ctx, req.(*v1.ControllerMetricsRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Controller_Platform_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerPlatformRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Platform(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Platform_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Platform(ctx, req.(*v1.ControllerPlatformRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Controller_Shutdown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerShutdownRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Shutdown(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Shutdown_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Shutdown(ctx, req.(*v1.ControllerShutdownRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Controller_Start_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerStartRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Start(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Start_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Start(ctx, req.(*v1.ControllerStartRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Controller_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerStatusRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Status(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Status_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Status(ctx, req.(*v1.ControllerStatusRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Controller_Stop_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerStopRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Stop(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Stop_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Stop(ctx, req.(*v1.ControllerStopRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Controller_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerUpdateRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Update(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Update_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Update(ctx, req.(*v1.ControllerUpdateRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Controller_Wait_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ControllerWaitRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ControllerServer).Wait(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Controller_Wait_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ControllerServer).Wait(ctx, req.(*v1.ControllerWaitRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-// Controller_ServiceDesc is the grpc.ServiceDesc for Controller service.
-// It's only intended for direct use with grpc.RegisterService,
-// and not to be introspected or modified (even as a copy)
-var Controller_ServiceDesc = grpc.ServiceDesc{
-	ServiceName: "containerd.services.sandbox.v1.Controller",
-	HandlerType: (*ControllerServer)(nil),
-	Methods: []grpc.MethodDesc{
-		{
-			MethodName: "Create",
-			Handler:    _Controller_Create_Handler,
-		},
-		{
-			MethodName: "Metrics",
-			Handler:    _Controller_Metrics_Handler,
-		},
-		{
-			MethodName: "Platform",
-			Handler:    _Controller_Platform_Handler,
-		},
-		{
-			MethodName: "Shutdown",
-			Handler:    _Controller_Shutdown_Handler,
-		},
-		{
-			MethodName: "Start",
-			Handler:    _Controller_Start_Handler,
-		},
-		{
-			MethodName: "Status",
-			Handler:    _Controller_Status_Handler,
-		},
-		{
-			MethodName: "Stop",
-			Handler:    _Controller_Stop_Handler,
-		},
-		{
-			MethodName: "Update",
-			Handler:    _Controller_Update_Handler,
-		},
-		{
-			MethodName: "Wait",
-			Handler:    _Controller_Wait_Handler,
-		},
-	},
-	Streams:  []grpc.StreamDesc{},
-	Metadata: "api/services/sandbox/v1/sandbox_service.proto",
-}
-
-const (
 	Store_Create_FullMethodName = "/containerd.services.sandbox.v1.Store/Create"
-	Store_Delete_FullMethodName = "/containerd.services.sandbox.v1.Store/Delete"
-	Store_Get_FullMethodName    = "/containerd.services.sandbox.v1.Store/Get"
-	Store_List_FullMethodName   = "/containerd.services.sandbox.v1.Store/List"
 	Store_Update_FullMethodName = "/containerd.services.sandbox.v1.Store/Update"
+	Store_Delete_FullMethodName = "/containerd.services.sandbox.v1.Store/Delete"
+	Store_List_FullMethodName   = "/containerd.services.sandbox.v1.Store/List"
+	Store_Get_FullMethodName    = "/containerd.services.sandbox.v1.Store/Get"
 )
 
 // StoreClient is the client API for Store service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Store keeps sandbox records. Every call needs a namespace.
 type StoreClient interface {
+	// Create stores a record. AlreadyExists; InvalidArgument for a bad id.
 	Create(ctx context.Context, in *v1.StoreCreateRequest, opts ...grpc.CallOption) (*v1.StoreCreateResponse, error)
-	Delete(ctx context.Context, in *v1.StoreDeleteRequest, opts ...grpc.CallOption) (*v1.StoreDeleteResponse, error)
-	Get(ctx context.Context, in *v1.StoreGetRequest, opts ...grpc.CallOption) (*v1.StoreGetResponse, error)
-	List(ctx context.Context, in *v1.StoreListRequest, opts ...grpc.CallOption) (*v1.StoreListResponse, error)
+	// Update replaces fields of a record. NotFound; InvalidArgument for an
+	// unknown path.
 	Update(ctx context.Context, in *v1.StoreUpdateRequest, opts ...grpc.CallOption) (*v1.StoreUpdateResponse, error)
+	// Delete removes a record. NotFound.
+	Delete(ctx context.Context, in *v1.StoreDeleteRequest, opts ...grpc.CallOption) (*v1.StoreDeleteResponse, error)
+	// List gives the records that a filter matches.
+	List(ctx context.Context, in *v1.StoreListRequest, opts ...grpc.CallOption) (*v1.StoreListResponse, error)
+	// Get gives one record. NotFound.
+	Get(ctx context.Context, in *v1.StoreGetRequest, opts ...grpc.CallOption) (*v1.StoreGetResponse, error)
 }
 
 type storeClient struct {
@@ -462,20 +64,20 @@ func (c *storeClient) Create(ctx context.Context, in *v1.StoreCreateRequest, opt
 	return out, nil
 }
 
-func (c *storeClient) Delete(ctx context.Context, in *v1.StoreDeleteRequest, opts ...grpc.CallOption) (*v1.StoreDeleteResponse, error) {
+func (c *storeClient) Update(ctx context.Context, in *v1.StoreUpdateRequest, opts ...grpc.CallOption) (*v1.StoreUpdateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.StoreDeleteResponse)
-	err := c.cc.Invoke(ctx, Store_Delete_FullMethodName, in, out, cOpts...)
+	out := new(v1.StoreUpdateResponse)
+	err := c.cc.Invoke(ctx, Store_Update_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *storeClient) Get(ctx context.Context, in *v1.StoreGetRequest, opts ...grpc.CallOption) (*v1.StoreGetResponse, error) {
+func (c *storeClient) Delete(ctx context.Context, in *v1.StoreDeleteRequest, opts ...grpc.CallOption) (*v1.StoreDeleteResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.StoreGetResponse)
-	err := c.cc.Invoke(ctx, Store_Get_FullMethodName, in, out, cOpts...)
+	out := new(v1.StoreDeleteResponse)
+	err := c.cc.Invoke(ctx, Store_Delete_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -492,10 +94,10 @@ func (c *storeClient) List(ctx context.Context, in *v1.StoreListRequest, opts ..
 	return out, nil
 }
 
-func (c *storeClient) Update(ctx context.Context, in *v1.StoreUpdateRequest, opts ...grpc.CallOption) (*v1.StoreUpdateResponse, error) {
+func (c *storeClient) Get(ctx context.Context, in *v1.StoreGetRequest, opts ...grpc.CallOption) (*v1.StoreGetResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.StoreUpdateResponse)
-	err := c.cc.Invoke(ctx, Store_Update_FullMethodName, in, out, cOpts...)
+	out := new(v1.StoreGetResponse)
+	err := c.cc.Invoke(ctx, Store_Get_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -505,12 +107,20 @@ func (c *storeClient) Update(ctx context.Context, in *v1.StoreUpdateRequest, opt
 // StoreServer is the server API for Store service.
 // All implementations must embed UnimplementedStoreServer
 // for forward compatibility.
+//
+// Store keeps sandbox records. Every call needs a namespace.
 type StoreServer interface {
+	// Create stores a record. AlreadyExists; InvalidArgument for a bad id.
 	Create(context.Context, *v1.StoreCreateRequest) (*v1.StoreCreateResponse, error)
-	Delete(context.Context, *v1.StoreDeleteRequest) (*v1.StoreDeleteResponse, error)
-	Get(context.Context, *v1.StoreGetRequest) (*v1.StoreGetResponse, error)
-	List(context.Context, *v1.StoreListRequest) (*v1.StoreListResponse, error)
+	// Update replaces fields of a record. NotFound; InvalidArgument for an
+	// unknown path.
 	Update(context.Context, *v1.StoreUpdateRequest) (*v1.StoreUpdateResponse, error)
+	// Delete removes a record. NotFound.
+	Delete(context.Context, *v1.StoreDeleteRequest) (*v1.StoreDeleteResponse, error)
+	// List gives the records that a filter matches.
+	List(context.Context, *v1.StoreListRequest) (*v1.StoreListResponse, error)
+	// Get gives one record. NotFound.
+	Get(context.Context, *v1.StoreGetRequest) (*v1.StoreGetResponse, error)
 	mustEmbedUnimplementedStoreServer()
 }
 
@@ -524,17 +134,17 @@ type UnimplementedStoreServer struct{}
 func (UnimplementedStoreServer) Create(context.Context, *v1.StoreCreateRequest) (*v1.StoreCreateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
 }
+func (UnimplementedStoreServer) Update(context.Context, *v1.StoreUpdateRequest) (*v1.StoreUpdateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+}
 func (UnimplementedStoreServer) Delete(context.Context, *v1.StoreDeleteRequest) (*v1.StoreDeleteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
-}
-func (UnimplementedStoreServer) Get(context.Context, *v1.StoreGetRequest) (*v1.StoreGetResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
 }
 func (UnimplementedStoreServer) List(context.Context, *v1.StoreListRequest) (*v1.StoreListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
 }
-func (UnimplementedStoreServer) Update(context.Context, *v1.StoreUpdateRequest) (*v1.StoreUpdateResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+func (UnimplementedStoreServer) Get(context.Context, *v1.StoreGetRequest) (*v1.StoreGetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
 }
 func (UnimplementedStoreServer) mustEmbedUnimplementedStoreServer() {}
 func (UnimplementedStoreServer) testEmbeddedByValue()               {}
@@ -575,6 +185,24 @@ func _Store_Create_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Store_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.StoreUpdateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).Update(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_Update_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).Update(ctx, req.(*v1.StoreUpdateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Store_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.StoreDeleteRequest)
 	if err := dec(in); err != nil {
@@ -589,24 +217,6 @@ func _Store_Delete_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(StoreServer).Delete(ctx, req.(*v1.StoreDeleteRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Store_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.StoreGetRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(StoreServer).Get(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Store_Get_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StoreServer).Get(ctx, req.(*v1.StoreGetRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -629,20 +239,20 @@ func _Store_List_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Store_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.StoreUpdateRequest)
+func _Store_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.StoreGetRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(StoreServer).Update(ctx, in)
+		return srv.(StoreServer).Get(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Store_Update_FullMethodName,
+		FullMethod: Store_Get_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StoreServer).Update(ctx, req.(*v1.StoreUpdateRequest))
+		return srv.(StoreServer).Get(ctx, req.(*v1.StoreGetRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -659,20 +269,456 @@ var Store_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Store_Create_Handler,
 		},
 		{
-			MethodName: "Delete",
-			Handler:    _Store_Delete_Handler,
+			MethodName: "Update",
+			Handler:    _Store_Update_Handler,
 		},
 		{
-			MethodName: "Get",
-			Handler:    _Store_Get_Handler,
+			MethodName: "Delete",
+			Handler:    _Store_Delete_Handler,
 		},
 		{
 			MethodName: "List",
 			Handler:    _Store_List_Handler,
 		},
 		{
+			MethodName: "Get",
+			Handler:    _Store_Get_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "api/services/sandbox/v1/sandbox_service.proto",
+}
+
+const (
+	Controller_Create_FullMethodName   = "/containerd.services.sandbox.v1.Controller/Create"
+	Controller_Start_FullMethodName    = "/containerd.services.sandbox.v1.Controller/Start"
+	Controller_Platform_FullMethodName = "/containerd.services.sandbox.v1.Controller/Platform"
+	Controller_Stop_FullMethodName     = "/containerd.services.sandbox.v1.Controller/Stop"
+	Controller_Wait_FullMethodName     = "/containerd.services.sandbox.v1.Controller/Wait"
+	Controller_Status_FullMethodName   = "/containerd.services.sandbox.v1.Controller/Status"
+	Controller_Shutdown_FullMethodName = "/containerd.services.sandbox.v1.Controller/Shutdown"
+	Controller_Metrics_FullMethodName  = "/containerd.services.sandbox.v1.Controller/Metrics"
+	Controller_Update_FullMethodName   = "/containerd.services.sandbox.v1.Controller/Update"
+)
+
+// ControllerClient is the client API for Controller service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Controller runs sandboxes. Every call needs a namespace and names a
+// sandboxer: an empty one is InvalidArgument, an unknown one NotFound.
+type ControllerClient interface {
+	// Create starts the sandbox's shim and lets it make the sandbox.
+	// AlreadyExists if it runs. Publishes SandboxCreate.
+	Create(ctx context.Context, in *v1.ControllerCreateRequest, opts ...grpc.CallOption) (*v1.ControllerCreateResponse, error)
+	// Start starts the sandbox; if that fails its shim is ended. Publishes
+	// SandboxStart.
+	Start(ctx context.Context, in *v1.ControllerStartRequest, opts ...grpc.CallOption) (*v1.ControllerStartResponse, error)
+	// Platform tells for which platform the sandbox runs programs.
+	Platform(ctx context.Context, in *v1.ControllerPlatformRequest, opts ...grpc.CallOption) (*v1.ControllerPlatformResponse, error)
+	// Stop ends the sandbox. An unknown one is a success.
+	Stop(ctx context.Context, in *v1.ControllerStopRequest, opts ...grpc.CallOption) (*v1.ControllerStopResponse, error)
+	// Wait answers when the sandbox has ended. Publishes SandboxExit.
+	Wait(ctx context.Context, in *v1.ControllerWaitRequest, opts ...grpc.CallOption) (*v1.ControllerWaitResponse, error)
+	// Status tells how the sandbox is. An unknown one is not NotFound but has
+	// ended now.
+	Status(ctx context.Context, in *v1.ControllerStatusRequest, opts ...grpc.CallOption) (*v1.ControllerStatusResponse, error)
+	// Shutdown ends the shim and removes its directory.
+	Shutdown(ctx context.Context, in *v1.ControllerShutdownRequest, opts ...grpc.CallOption) (*v1.ControllerShutdownResponse, error)
+	// Metrics measures the sandbox as a whole.
+	Metrics(ctx context.Context, in *v1.ControllerMetricsRequest, opts ...grpc.CallOption) (*v1.ControllerMetricsResponse, error)
+	// Update is accepted and does nothing.
+	Update(ctx context.Context, in *v1.ControllerUpdateRequest, opts ...grpc.CallOption) (*v1.ControllerUpdateResponse, error)
+}
+
+type controllerClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewControllerClient(cc grpc.ClientConnInterface) ControllerClient {
+	return &controllerClient{cc}
+}
+
+func (c *controllerClient) Create(ctx context.Context, in *v1.ControllerCreateRequest, opts ...grpc.CallOption) (*v1.ControllerCreateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerCreateResponse)
+	err := c.cc.Invoke(ctx, Controller_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerClient) Start(ctx context.Context, in *v1.ControllerStartRequest, opts ...grpc.CallOption) (*v1.ControllerStartResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerStartResponse)
+	err := c.cc.Invoke(ctx, Controller_Start_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerClient) Platform(ctx context.Context, in *v1.ControllerPlatformRequest, opts ...grpc.CallOption) (*v1.ControllerPlatformResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerPlatformResponse)
+	err := c.cc.Invoke(ctx, Controller_Platform_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerClient) Stop(ctx context.Context, in *v1.ControllerStopRequest, opts ...grpc.CallOption) (*v1.ControllerStopResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerStopResponse)
+	err := c.cc.Invoke(ctx, Controller_Stop_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerClient) Wait(ctx context.Context, in *v1.ControllerWaitRequest, opts ...grpc.CallOption) (*v1.ControllerWaitResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerWaitResponse)
+	err := c.cc.Invoke(ctx, Controller_Wait_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerClient) Status(ctx context.Context, in *v1.ControllerStatusRequest, opts ...grpc.CallOption) (*v1.ControllerStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerStatusResponse)
+	err := c.cc.Invoke(ctx, Controller_Status_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerClient) Shutdown(ctx context.Context, in *v1.ControllerShutdownRequest, opts ...grpc.CallOption) (*v1.ControllerShutdownResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerShutdownResponse)
+	err := c.cc.Invoke(ctx, Controller_Shutdown_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerClient) Metrics(ctx context.Context, in *v1.ControllerMetricsRequest, opts ...grpc.CallOption) (*v1.ControllerMetricsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerMetricsResponse)
+	err := c.cc.Invoke(ctx, Controller_Metrics_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerClient) Update(ctx context.Context, in *v1.ControllerUpdateRequest, opts ...grpc.CallOption) (*v1.ControllerUpdateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.ControllerUpdateResponse)
+	err := c.cc.Invoke(ctx, Controller_Update_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ControllerServer is the server API for Controller service.
+// All implementations must embed UnimplementedControllerServer
+// for forward compatibility.
+//
+// Controller runs sandboxes. Every call needs a namespace and names a
+// sandboxer: an empty one is InvalidArgument, an unknown one NotFound.
+type ControllerServer interface {
+	// Create starts the sandbox's shim and lets it make the sandbox.
+	// AlreadyExists if it runs. Publishes SandboxCreate.
+	Create(context.Context, *v1.ControllerCreateRequest) (*v1.ControllerCreateResponse, error)
+	// Start starts the sandbox; if that fails its shim is ended. Publishes
+	// SandboxStart.
+	Start(context.Context, *v1.ControllerStartRequest) (*v1.ControllerStartResponse, error)
+	// Platform tells for which platform the sandbox runs programs.
+	Platform(context.Context, *v1.ControllerPlatformRequest) (*v1.ControllerPlatformResponse, error)
+	// Stop ends the sandbox. An unknown one is a success.
+	Stop(context.Context, *v1.ControllerStopRequest) (*v1.ControllerStopResponse, error)
+	// Wait answers when the sandbox has ended. Publishes SandboxExit.
+	Wait(context.Context, *v1.ControllerWaitRequest) (*v1.ControllerWaitResponse, error)
+	// Status tells how the sandbox is. An unknown one is not NotFound but has
+	// ended now.
+	Status(context.Context, *v1.ControllerStatusRequest) (*v1.ControllerStatusResponse, error)
+	// Shutdown ends the shim and removes its directory.
+	Shutdown(context.Context, *v1.ControllerShutdownRequest) (*v1.ControllerShutdownResponse, error)
+	// Metrics measures the sandbox as a whole.
+	Metrics(context.Context, *v1.ControllerMetricsRequest) (*v1.ControllerMetricsResponse, error)
+	// Update is accepted and does nothing.
+	Update(context.Context, *v1.ControllerUpdateRequest) (*v1.ControllerUpdateResponse, error)
+	mustEmbedUnimplementedControllerServer()
+}
+
+// UnimplementedControllerServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedControllerServer struct{}
+
+func (UnimplementedControllerServer) Create(context.Context, *v1.ControllerCreateRequest) (*v1.ControllerCreateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
+func (UnimplementedControllerServer) Start(context.Context, *v1.ControllerStartRequest) (*v1.ControllerStartResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Start not implemented")
+}
+func (UnimplementedControllerServer) Platform(context.Context, *v1.ControllerPlatformRequest) (*v1.ControllerPlatformResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Platform not implemented")
+}
+func (UnimplementedControllerServer) Stop(context.Context, *v1.ControllerStopRequest) (*v1.ControllerStopResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Stop not implemented")
+}
+func (UnimplementedControllerServer) Wait(context.Context, *v1.ControllerWaitRequest) (*v1.ControllerWaitResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Wait not implemented")
+}
+func (UnimplementedControllerServer) Status(context.Context, *v1.ControllerStatusRequest) (*v1.ControllerStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedControllerServer) Shutdown(context.Context, *v1.ControllerShutdownRequest) (*v1.ControllerShutdownResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Shutdown not implemented")
+}
+func (UnimplementedControllerServer) Metrics(context.Context, *v1.ControllerMetricsRequest) (*v1.ControllerMetricsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Metrics not implemented")
+}
+func (UnimplementedControllerServer) Update(context.Context, *v1.ControllerUpdateRequest) (*v1.ControllerUpdateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+}
+func (UnimplementedControllerServer) mustEmbedUnimplementedControllerServer() {}
+func (UnimplementedControllerServer) testEmbeddedByValue()                    {}
+
+// UnsafeControllerServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ControllerServer will
+// result in compilation errors.
+type UnsafeControllerServer interface {
+	mustEmbedUnimplementedControllerServer()
+}
+
+func RegisterControllerServer(s grpc.ServiceRegistrar, srv ControllerServer) {
+	// If the following call panics, it indicates UnimplementedControllerServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Controller_ServiceDesc, srv)
+}
+
+func _Controller_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerCreateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Create(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Create_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Create(ctx, req.(*v1.ControllerCreateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Controller_Start_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerStartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Start(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Start_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Start(ctx, req.(*v1.ControllerStartRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Controller_Platform_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerPlatformRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Platform(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Platform_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Platform(ctx, req.(*v1.ControllerPlatformRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Controller_Stop_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerStopRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Stop(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Stop_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Stop(ctx, req.(*v1.ControllerStopRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Controller_Wait_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerWaitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Wait(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Wait_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Wait(ctx, req.(*v1.ControllerWaitRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Controller_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Status(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Status_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Status(ctx, req.(*v1.ControllerStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Controller_Shutdown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerShutdownRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Shutdown(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Shutdown_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Shutdown(ctx, req.(*v1.ControllerShutdownRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Controller_Metrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerMetricsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Metrics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Metrics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Metrics(ctx, req.(*v1.ControllerMetricsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Controller_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ControllerUpdateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).Update(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_Update_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).Update(ctx, req.(*v1.ControllerUpdateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Controller_ServiceDesc is the grpc.ServiceDesc for Controller service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Controller_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "containerd.services.sandbox.v1.Controller",
+	HandlerType: (*ControllerServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Create",
+			Handler:    _Controller_Create_Handler,
+		},
+		{
+			MethodName: "Start",
+			Handler:    _Controller_Start_Handler,
+		},
+		{
+			MethodName: "Platform",
+			Handler:    _Controller_Platform_Handler,
+		},
+		{
+			MethodName: "Stop",
+			Handler:    _Controller_Stop_Handler,
+		},
+		{
+			MethodName: "Wait",
+			Handler:    _Controller_Wait_Handler,
+		},
+		{
+			MethodName: "Status",
+			Handler:    _Controller_Status_Handler,
+		},
+		{
+			MethodName: "Shutdown",
+			Handler:    _Controller_Shutdown_Handler,
+		},
+		{
+			MethodName: "Metrics",
+			Handler:    _Controller_Metrics_Handler,
+		},
+		{
 			MethodName: "Update",
-			Handler:    _Store_Update_Handler,
+			Handler:    _Controller_Update_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

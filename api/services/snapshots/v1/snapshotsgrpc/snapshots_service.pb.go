@@ -27,59 +27,59 @@ var File_api_services_snapshots_v1_snapshots_service_proto protoreflect.FileDesc
 const file_api_services_snapshots_v1_snapshots_service_proto_rawDesc = "" +
 	"\n" +
 	"1api/services/snapshots/v1/snapshots_service.proto\x12 containerd.services.snapshots.v1\x1a)api/services/snapshots/v1/snapshots.proto\x1a\x1bgoogle/protobuf/empty.proto2\xd3\b\n" +
-	"\tSnapshots\x12S\n" +
-	"\aCleanup\x120.containerd.services.snapshots.v1.CleanupRequest\x1a\x16.google.protobuf.Empty\x12Y\n" +
-	"\x06Commit\x127.containerd.services.snapshots.v1.CommitSnapshotRequest\x1a\x16.google.protobuf.Empty\x12y\n" +
-	"\x04List\x126.containerd.services.snapshots.v1.ListSnapshotsRequest\x1a7.containerd.services.snapshots.v1.ListSnapshotsResponse0\x01\x12k\n" +
-	"\x06Mounts\x12/.containerd.services.snapshots.v1.MountsRequest\x1a0.containerd.services.snapshots.v1.MountsResponse\x12~\n" +
-	"\aPrepare\x128.containerd.services.snapshots.v1.PrepareSnapshotRequest\x1a9.containerd.services.snapshots.v1.PrepareSnapshotResponse\x12Y\n" +
+	"\tSnapshots\x12~\n" +
+	"\aPrepare\x128.containerd.services.snapshots.v1.PrepareSnapshotRequest\x1a9.containerd.services.snapshots.v1.PrepareSnapshotResponse\x12u\n" +
+	"\x04View\x125.containerd.services.snapshots.v1.ViewSnapshotRequest\x1a6.containerd.services.snapshots.v1.ViewSnapshotResponse\x12k\n" +
+	"\x06Mounts\x12/.containerd.services.snapshots.v1.MountsRequest\x1a0.containerd.services.snapshots.v1.MountsResponse\x12Y\n" +
+	"\x06Commit\x127.containerd.services.snapshots.v1.CommitSnapshotRequest\x1a\x16.google.protobuf.Empty\x12Y\n" +
 	"\x06Remove\x127.containerd.services.snapshots.v1.RemoveSnapshotRequest\x1a\x16.google.protobuf.Empty\x12u\n" +
 	"\x04Stat\x125.containerd.services.snapshots.v1.StatSnapshotRequest\x1a6.containerd.services.snapshots.v1.StatSnapshotResponse\x12{\n" +
-	"\x06Update\x127.containerd.services.snapshots.v1.UpdateSnapshotRequest\x1a8.containerd.services.snapshots.v1.UpdateSnapshotResponse\x12h\n" +
-	"\x05Usage\x12..containerd.services.snapshots.v1.UsageRequest\x1a/.containerd.services.snapshots.v1.UsageResponse\x12u\n" +
-	"\x04View\x125.containerd.services.snapshots.v1.ViewSnapshotRequest\x1a6.containerd.services.snapshots.v1.ViewSnapshotResponseBOZMgithub.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc;snapshotsgrpcb\x06proto3"
+	"\x06Update\x127.containerd.services.snapshots.v1.UpdateSnapshotRequest\x1a8.containerd.services.snapshots.v1.UpdateSnapshotResponse\x12y\n" +
+	"\x04List\x126.containerd.services.snapshots.v1.ListSnapshotsRequest\x1a7.containerd.services.snapshots.v1.ListSnapshotsResponse0\x01\x12h\n" +
+	"\x05Usage\x12..containerd.services.snapshots.v1.UsageRequest\x1a/.containerd.services.snapshots.v1.UsageResponse\x12S\n" +
+	"\aCleanup\x120.containerd.services.snapshots.v1.CleanupRequest\x1a\x16.google.protobuf.EmptyBOZMgithub.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc;snapshotsgrpcb\x06proto3"
 
 var file_api_services_snapshots_v1_snapshots_service_proto_goTypes = []any{
-	(*v1.CleanupRequest)(nil),          // 0: containerd.services.snapshots.v1.CleanupRequest
-	(*v1.CommitSnapshotRequest)(nil),   // 1: containerd.services.snapshots.v1.CommitSnapshotRequest
-	(*v1.ListSnapshotsRequest)(nil),    // 2: containerd.services.snapshots.v1.ListSnapshotsRequest
-	(*v1.MountsRequest)(nil),           // 3: containerd.services.snapshots.v1.MountsRequest
-	(*v1.PrepareSnapshotRequest)(nil),  // 4: containerd.services.snapshots.v1.PrepareSnapshotRequest
-	(*v1.RemoveSnapshotRequest)(nil),   // 5: containerd.services.snapshots.v1.RemoveSnapshotRequest
-	(*v1.StatSnapshotRequest)(nil),     // 6: containerd.services.snapshots.v1.StatSnapshotRequest
-	(*v1.UpdateSnapshotRequest)(nil),   // 7: containerd.services.snapshots.v1.UpdateSnapshotRequest
+	(*v1.PrepareSnapshotRequest)(nil),  // 0: containerd.services.snapshots.v1.PrepareSnapshotRequest
+	(*v1.ViewSnapshotRequest)(nil),     // 1: containerd.services.snapshots.v1.ViewSnapshotRequest
+	(*v1.MountsRequest)(nil),           // 2: containerd.services.snapshots.v1.MountsRequest
+	(*v1.CommitSnapshotRequest)(nil),   // 3: containerd.services.snapshots.v1.CommitSnapshotRequest
+	(*v1.RemoveSnapshotRequest)(nil),   // 4: containerd.services.snapshots.v1.RemoveSnapshotRequest
+	(*v1.StatSnapshotRequest)(nil),     // 5: containerd.services.snapshots.v1.StatSnapshotRequest
+	(*v1.UpdateSnapshotRequest)(nil),   // 6: containerd.services.snapshots.v1.UpdateSnapshotRequest
+	(*v1.ListSnapshotsRequest)(nil),    // 7: containerd.services.snapshots.v1.ListSnapshotsRequest
 	(*v1.UsageRequest)(nil),            // 8: containerd.services.snapshots.v1.UsageRequest
-	(*v1.ViewSnapshotRequest)(nil),     // 9: containerd.services.snapshots.v1.ViewSnapshotRequest
-	(*emptypb.Empty)(nil),              // 10: google.protobuf.Empty
-	(*v1.ListSnapshotsResponse)(nil),   // 11: containerd.services.snapshots.v1.ListSnapshotsResponse
+	(*v1.CleanupRequest)(nil),          // 9: containerd.services.snapshots.v1.CleanupRequest
+	(*v1.PrepareSnapshotResponse)(nil), // 10: containerd.services.snapshots.v1.PrepareSnapshotResponse
+	(*v1.ViewSnapshotResponse)(nil),    // 11: containerd.services.snapshots.v1.ViewSnapshotResponse
 	(*v1.MountsResponse)(nil),          // 12: containerd.services.snapshots.v1.MountsResponse
-	(*v1.PrepareSnapshotResponse)(nil), // 13: containerd.services.snapshots.v1.PrepareSnapshotResponse
+	(*emptypb.Empty)(nil),              // 13: google.protobuf.Empty
 	(*v1.StatSnapshotResponse)(nil),    // 14: containerd.services.snapshots.v1.StatSnapshotResponse
 	(*v1.UpdateSnapshotResponse)(nil),  // 15: containerd.services.snapshots.v1.UpdateSnapshotResponse
-	(*v1.UsageResponse)(nil),           // 16: containerd.services.snapshots.v1.UsageResponse
-	(*v1.ViewSnapshotResponse)(nil),    // 17: containerd.services.snapshots.v1.ViewSnapshotResponse
+	(*v1.ListSnapshotsResponse)(nil),   // 16: containerd.services.snapshots.v1.ListSnapshotsResponse
+	(*v1.UsageResponse)(nil),           // 17: containerd.services.snapshots.v1.UsageResponse
 }
 var file_api_services_snapshots_v1_snapshots_service_proto_depIdxs = []int32{
-	0,  // 0: containerd.services.snapshots.v1.Snapshots.Cleanup:input_type -> containerd.services.snapshots.v1.CleanupRequest
-	1,  // 1: containerd.services.snapshots.v1.Snapshots.Commit:input_type -> containerd.services.snapshots.v1.CommitSnapshotRequest
-	2,  // 2: containerd.services.snapshots.v1.Snapshots.List:input_type -> containerd.services.snapshots.v1.ListSnapshotsRequest
-	3,  // 3: containerd.services.snapshots.v1.Snapshots.Mounts:input_type -> containerd.services.snapshots.v1.MountsRequest
-	4,  // 4: containerd.services.snapshots.v1.Snapshots.Prepare:input_type -> containerd.services.snapshots.v1.PrepareSnapshotRequest
-	5,  // 5: containerd.services.snapshots.v1.Snapshots.Remove:input_type -> containerd.services.snapshots.v1.RemoveSnapshotRequest
-	6,  // 6: containerd.services.snapshots.v1.Snapshots.Stat:input_type -> containerd.services.snapshots.v1.StatSnapshotRequest
-	7,  // 7: containerd.services.snapshots.v1.Snapshots.Update:input_type -> containerd.services.snapshots.v1.UpdateSnapshotRequest
+	0,  // 0: containerd.services.snapshots.v1.Snapshots.Prepare:input_type -> containerd.services.snapshots.v1.PrepareSnapshotRequest
+	1,  // 1: containerd.services.snapshots.v1.Snapshots.View:input_type -> containerd.services.snapshots.v1.ViewSnapshotRequest
+	2,  // 2: containerd.services.snapshots.v1.Snapshots.Mounts:input_type -> containerd.services.snapshots.v1.MountsRequest
+	3,  // 3: containerd.services.snapshots.v1.Snapshots.Commit:input_type -> containerd.services.snapshots.v1.CommitSnapshotRequest
+	4,  // 4: containerd.services.snapshots.v1.Snapshots.Remove:input_type -> containerd.services.snapshots.v1.RemoveSnapshotRequest
+	5,  // 5: containerd.services.snapshots.v1.Snapshots.Stat:input_type -> containerd.services.snapshots.v1.StatSnapshotRequest
+	6,  // 6: containerd.services.snapshots.v1.Snapshots.Update:input_type -> containerd.services.snapshots.v1.UpdateSnapshotRequest
+	7,  // 7: containerd.services.snapshots.v1.Snapshots.List:input_type -> containerd.services.snapshots.v1.ListSnapshotsRequest
 	8,  // 8: containerd.services.snapshots.v1.Snapshots.Usage:input_type -> containerd.services.snapshots.v1.UsageRequest
-	9,  // 9: containerd.services.snapshots.v1.Snapshots.View:input_type -> containerd.services.snapshots.v1.ViewSnapshotRequest
-	10, // 10: containerd.services.snapshots.v1.Snapshots.Cleanup:output_type -> google.protobuf.Empty
-	10, // 11: containerd.services.snapshots.v1.Snapshots.Commit:output_type -> google.protobuf.Empty
-	11, // 12: containerd.services.snapshots.v1.Snapshots.List:output_type -> containerd.services.snapshots.v1.ListSnapshotsResponse
-	12, // 13: containerd.services.snapshots.v1.Snapshots.Mounts:output_type -> containerd.services.snapshots.v1.MountsResponse
-	13, // 14: containerd.services.snapshots.v1.Snapshots.Prepare:output_type -> containerd.services.snapshots.v1.PrepareSnapshotResponse
-	10, // 15: containerd.services.snapshots.v1.Snapshots.Remove:output_type -> google.protobuf.Empty
-	14, // 16: containerd.services.snapshots.v1.Snapshots.Stat:output_type -> containerd.services.snapshots.v1.StatSnapshotResponse
-	15, // 17: containerd.services.snapshots.v1.Snapshots.Update:output_type -> containerd.services.snapshots.v1.UpdateSnapshotResponse
-	16, // 18: containerd.services.snapshots.v1.Snapshots.Usage:output_type -> containerd.services.snapshots.v1.UsageResponse
-	17, // 19: containerd.services.snapshots.v1.Snapshots.View:output_type -> containerd.services.snapshots.v1.ViewSnapshotResponse
+	9,  // 9: containerd.services.snapshots.v1.Snapshots.Cleanup:input_type -> containerd.services.snapshots.v1.CleanupRequest
+	10, // 10: containerd.services.snapshots.v1.Snapshots.Prepare:output_type -> containerd.services.snapshots.v1.PrepareSnapshotResponse
+	11, // 11: containerd.services.snapshots.v1.Snapshots.View:output_type -> containerd.services.snapshots.v1.ViewSnapshotResponse
+	12, // 12: containerd.services.snapshots.v1.Snapshots.Mounts:output_type -> containerd.services.snapshots.v1.MountsResponse
+	13, // 13: containerd.services.snapshots.v1.Snapshots.Commit:output_type -> google.protobuf.Empty
+	13, // 14: containerd.services.snapshots.v1.Snapshots.Remove:output_type -> google.protobuf.Empty
+	14, // 15: containerd.services.snapshots.v1.Snapshots.Stat:output_type -> containerd.services.snapshots.v1.StatSnapshotResponse
+	15, // 16: containerd.services.snapshots.v1.Snapshots.Update:output_type -> containerd.services.snapshots.v1.UpdateSnapshotResponse
+	16, // 17: containerd.services.snapshots.v1.Snapshots.List:output_type -> containerd.services.snapshots.v1.ListSnapshotsResponse
+	17, // 18: containerd.services.snapshots.v1.Snapshots.Usage:output_type -> containerd.services.snapshots.v1.UsageResponse
+	13, // 19: containerd.services.snapshots.v1.Snapshots.Cleanup:output_type -> google.protobuf.Empty
 	10, // [10:20] is the sub-list for method output_type
 	0,  // [0:10] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name

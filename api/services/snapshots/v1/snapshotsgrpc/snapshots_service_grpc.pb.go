@@ -21,32 +21,59 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Snapshots_Cleanup_FullMethodName = "/containerd.services.snapshots.v1.Snapshots/Cleanup"
-	Snapshots_Commit_FullMethodName  = "/containerd.services.snapshots.v1.Snapshots/Commit"
-	Snapshots_List_FullMethodName    = "/containerd.services.snapshots.v1.Snapshots/List"
-	Snapshots_Mounts_FullMethodName  = "/containerd.services.snapshots.v1.Snapshots/Mounts"
 	Snapshots_Prepare_FullMethodName = "/containerd.services.snapshots.v1.Snapshots/Prepare"
+	Snapshots_View_FullMethodName    = "/containerd.services.snapshots.v1.Snapshots/View"
+	Snapshots_Mounts_FullMethodName  = "/containerd.services.snapshots.v1.Snapshots/Mounts"
+	Snapshots_Commit_FullMethodName  = "/containerd.services.snapshots.v1.Snapshots/Commit"
 	Snapshots_Remove_FullMethodName  = "/containerd.services.snapshots.v1.Snapshots/Remove"
 	Snapshots_Stat_FullMethodName    = "/containerd.services.snapshots.v1.Snapshots/Stat"
 	Snapshots_Update_FullMethodName  = "/containerd.services.snapshots.v1.Snapshots/Update"
+	Snapshots_List_FullMethodName    = "/containerd.services.snapshots.v1.Snapshots/List"
 	Snapshots_Usage_FullMethodName   = "/containerd.services.snapshots.v1.Snapshots/Usage"
-	Snapshots_View_FullMethodName    = "/containerd.services.snapshots.v1.Snapshots/View"
+	Snapshots_Cleanup_FullMethodName = "/containerd.services.snapshots.v1.Snapshots/Cleanup"
 )
 
 // SnapshotsClient is the client API for Snapshots service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Snapshots keeps the layers of root file systems. A snapshot is active and
+// writable, a read-only view, or committed, and then the parent of others. Keys
+// of all three are one set of names per namespace and snapshotter. Every call
+// needs a namespace and a snapshotter: an empty or unknown one is
+// InvalidArgument.
 type SnapshotsClient interface {
-	Cleanup(ctx context.Context, in *v1.CleanupRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Commit(ctx context.Context, in *v1.CommitSnapshotRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	List(ctx context.Context, in *v1.ListSnapshotsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListSnapshotsResponse], error)
-	Mounts(ctx context.Context, in *v1.MountsRequest, opts ...grpc.CallOption) (*v1.MountsResponse, error)
+	// Prepare makes an active snapshot on a committed one or on nothing, and
+	// gives its mounts. AlreadyExists if the key is in use, or if the label
+	// containerd.io/snapshot.ref names a snapshot that is there; NotFound if the
+	// parent is missing, InvalidArgument if it is not committed. Publishes
+	// SnapshotPrepare.
 	Prepare(ctx context.Context, in *v1.PrepareSnapshotRequest, opts ...grpc.CallOption) (*v1.PrepareSnapshotResponse, error)
-	Remove(ctx context.Context, in *v1.RemoveSnapshotRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Stat(ctx context.Context, in *v1.StatSnapshotRequest, opts ...grpc.CallOption) (*v1.StatSnapshotResponse, error)
-	Update(ctx context.Context, in *v1.UpdateSnapshotRequest, opts ...grpc.CallOption) (*v1.UpdateSnapshotResponse, error)
-	Usage(ctx context.Context, in *v1.UsageRequest, opts ...grpc.CallOption) (*v1.UsageResponse, error)
+	// View is Prepare for reading only. It publishes nothing.
 	View(ctx context.Context, in *v1.ViewSnapshotRequest, opts ...grpc.CallOption) (*v1.ViewSnapshotResponse, error)
+	// Mounts gives the mounts of an active snapshot or a view. NotFound;
+	// FailedPrecondition for a committed one.
+	Mounts(ctx context.Context, in *v1.MountsRequest, opts ...grpc.CallOption) (*v1.MountsResponse, error)
+	// Commit turns an active snapshot into a committed one under another name.
+	// AlreadyExists if the name is in use, and the key stays; NotFound;
+	// FailedPrecondition for a view. Publishes SnapshotCommit.
+	Commit(ctx context.Context, in *v1.CommitSnapshotRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Remove drops a snapshot. NotFound; FailedPrecondition while it is a parent.
+	// The files may go later. Publishes SnapshotRemove.
+	Remove(ctx context.Context, in *v1.RemoveSnapshotRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Stat tells about one snapshot. NotFound.
+	Stat(ctx context.Context, in *v1.StatSnapshotRequest, opts ...grpc.CallOption) (*v1.StatSnapshotResponse, error)
+	// Update sets labels of a snapshot. NotFound.
+	Update(ctx context.Context, in *v1.UpdateSnapshotRequest, opts ...grpc.CallOption) (*v1.UpdateSnapshotResponse, error)
+	// List streams the snapshots that a filter matches, in the order of their
+	// names, in blocks of up to 100.
+	List(ctx context.Context, in *v1.ListSnapshotsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListSnapshotsResponse], error)
+	// Usage measures what a snapshot has beyond its parent: live for an active
+	// one, as it was at the commit otherwise.
+	Usage(ctx context.Context, in *v1.UsageRequest, opts ...grpc.CallOption) (*v1.UsageResponse, error)
+	// Cleanup asks a snapshotter to remove now what it put off. Unimplemented: a
+	// collection does it.
+	Cleanup(ctx context.Context, in *v1.CleanupRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
 type snapshotsClient struct {
@@ -57,44 +84,25 @@ func NewSnapshotsClient(cc grpc.ClientConnInterface) SnapshotsClient {
 	return &snapshotsClient{cc}
 }
 
-func (c *snapshotsClient) Cleanup(ctx context.Context, in *v1.CleanupRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *snapshotsClient) Prepare(ctx context.Context, in *v1.PrepareSnapshotRequest, opts ...grpc.CallOption) (*v1.PrepareSnapshotResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Snapshots_Cleanup_FullMethodName, in, out, cOpts...)
+	out := new(v1.PrepareSnapshotResponse)
+	err := c.cc.Invoke(ctx, Snapshots_Prepare_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *snapshotsClient) Commit(ctx context.Context, in *v1.CommitSnapshotRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *snapshotsClient) View(ctx context.Context, in *v1.ViewSnapshotRequest, opts ...grpc.CallOption) (*v1.ViewSnapshotResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Snapshots_Commit_FullMethodName, in, out, cOpts...)
+	out := new(v1.ViewSnapshotResponse)
+	err := c.cc.Invoke(ctx, Snapshots_View_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
-
-func (c *snapshotsClient) List(ctx context.Context, in *v1.ListSnapshotsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListSnapshotsResponse], error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Snapshots_ServiceDesc.Streams[0], Snapshots_List_FullMethodName, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	x := &grpc.GenericClientStream[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
-	return x, nil
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Snapshots_ListClient = grpc.ServerStreamingClient[v1.ListSnapshotsResponse]
 
 func (c *snapshotsClient) Mounts(ctx context.Context, in *v1.MountsRequest, opts ...grpc.CallOption) (*v1.MountsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -106,10 +114,10 @@ func (c *snapshotsClient) Mounts(ctx context.Context, in *v1.MountsRequest, opts
 	return out, nil
 }
 
-func (c *snapshotsClient) Prepare(ctx context.Context, in *v1.PrepareSnapshotRequest, opts ...grpc.CallOption) (*v1.PrepareSnapshotResponse, error) {
+func (c *snapshotsClient) Commit(ctx context.Context, in *v1.CommitSnapshotRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.PrepareSnapshotResponse)
-	err := c.cc.Invoke(ctx, Snapshots_Prepare_FullMethodName, in, out, cOpts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Snapshots_Commit_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -146,6 +154,25 @@ func (c *snapshotsClient) Update(ctx context.Context, in *v1.UpdateSnapshotReque
 	return out, nil
 }
 
+func (c *snapshotsClient) List(ctx context.Context, in *v1.ListSnapshotsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ListSnapshotsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Snapshots_ServiceDesc.Streams[0], Snapshots_List_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Snapshots_ListClient = grpc.ServerStreamingClient[v1.ListSnapshotsResponse]
+
 func (c *snapshotsClient) Usage(ctx context.Context, in *v1.UsageRequest, opts ...grpc.CallOption) (*v1.UsageResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v1.UsageResponse)
@@ -156,10 +183,10 @@ func (c *snapshotsClient) Usage(ctx context.Context, in *v1.UsageRequest, opts .
 	return out, nil
 }
 
-func (c *snapshotsClient) View(ctx context.Context, in *v1.ViewSnapshotRequest, opts ...grpc.CallOption) (*v1.ViewSnapshotResponse, error) {
+func (c *snapshotsClient) Cleanup(ctx context.Context, in *v1.CleanupRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ViewSnapshotResponse)
-	err := c.cc.Invoke(ctx, Snapshots_View_FullMethodName, in, out, cOpts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Snapshots_Cleanup_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -169,17 +196,44 @@ func (c *snapshotsClient) View(ctx context.Context, in *v1.ViewSnapshotRequest, 
 // SnapshotsServer is the server API for Snapshots service.
 // All implementations must embed UnimplementedSnapshotsServer
 // for forward compatibility.
+//
+// Snapshots keeps the layers of root file systems. A snapshot is active and
+// writable, a read-only view, or committed, and then the parent of others. Keys
+// of all three are one set of names per namespace and snapshotter. Every call
+// needs a namespace and a snapshotter: an empty or unknown one is
+// InvalidArgument.
 type SnapshotsServer interface {
-	Cleanup(context.Context, *v1.CleanupRequest) (*emptypb.Empty, error)
-	Commit(context.Context, *v1.CommitSnapshotRequest) (*emptypb.Empty, error)
-	List(*v1.ListSnapshotsRequest, grpc.ServerStreamingServer[v1.ListSnapshotsResponse]) error
-	Mounts(context.Context, *v1.MountsRequest) (*v1.MountsResponse, error)
+	// Prepare makes an active snapshot on a committed one or on nothing, and
+	// gives its mounts. AlreadyExists if the key is in use, or if the label
+	// containerd.io/snapshot.ref names a snapshot that is there; NotFound if the
+	// parent is missing, InvalidArgument if it is not committed. Publishes
+	// SnapshotPrepare.
 	Prepare(context.Context, *v1.PrepareSnapshotRequest) (*v1.PrepareSnapshotResponse, error)
-	Remove(context.Context, *v1.RemoveSnapshotRequest) (*emptypb.Empty, error)
-	Stat(context.Context, *v1.StatSnapshotRequest) (*v1.StatSnapshotResponse, error)
-	Update(context.Context, *v1.UpdateSnapshotRequest) (*v1.UpdateSnapshotResponse, error)
-	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
+	// View is Prepare for reading only. It publishes nothing.
 	View(context.Context, *v1.ViewSnapshotRequest) (*v1.ViewSnapshotResponse, error)
+	// Mounts gives the mounts of an active snapshot or a view. NotFound;
+	// FailedPrecondition for a committed one.
+	Mounts(context.Context, *v1.MountsRequest) (*v1.MountsResponse, error)
+	// Commit turns an active snapshot into a committed one under another name.
+	// AlreadyExists if the name is in use, and the key stays; NotFound;
+	// FailedPrecondition for a view. Publishes SnapshotCommit.
+	Commit(context.Context, *v1.CommitSnapshotRequest) (*emptypb.Empty, error)
+	// Remove drops a snapshot. NotFound; FailedPrecondition while it is a parent.
+	// The files may go later. Publishes SnapshotRemove.
+	Remove(context.Context, *v1.RemoveSnapshotRequest) (*emptypb.Empty, error)
+	// Stat tells about one snapshot. NotFound.
+	Stat(context.Context, *v1.StatSnapshotRequest) (*v1.StatSnapshotResponse, error)
+	// Update sets labels of a snapshot. NotFound.
+	Update(context.Context, *v1.UpdateSnapshotRequest) (*v1.UpdateSnapshotResponse, error)
+	// List streams the snapshots that a filter matches, in the order of their
+	// names, in blocks of up to 100.
+	List(*v1.ListSnapshotsRequest, grpc.ServerStreamingServer[v1.ListSnapshotsResponse]) error
+	// Usage measures what a snapshot has beyond its parent: live for an active
+	// one, as it was at the commit otherwise.
+	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
+	// Cleanup asks a snapshotter to remove now what it put off. Unimplemented: a
+	// collection does it.
+	Cleanup(context.Context, *v1.CleanupRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedSnapshotsServer()
 }
 
@@ -190,20 +244,17 @@ type SnapshotsServer interface {
 // pointer dereference when methods are called.
 type UnimplementedSnapshotsServer struct{}
 
-func (UnimplementedSnapshotsServer) Cleanup(context.Context, *v1.CleanupRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Cleanup not implemented")
+func (UnimplementedSnapshotsServer) Prepare(context.Context, *v1.PrepareSnapshotRequest) (*v1.PrepareSnapshotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Prepare not implemented")
 }
-func (UnimplementedSnapshotsServer) Commit(context.Context, *v1.CommitSnapshotRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Commit not implemented")
-}
-func (UnimplementedSnapshotsServer) List(*v1.ListSnapshotsRequest, grpc.ServerStreamingServer[v1.ListSnapshotsResponse]) error {
-	return status.Error(codes.Unimplemented, "method List not implemented")
+func (UnimplementedSnapshotsServer) View(context.Context, *v1.ViewSnapshotRequest) (*v1.ViewSnapshotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method View not implemented")
 }
 func (UnimplementedSnapshotsServer) Mounts(context.Context, *v1.MountsRequest) (*v1.MountsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Mounts not implemented")
 }
-func (UnimplementedSnapshotsServer) Prepare(context.Context, *v1.PrepareSnapshotRequest) (*v1.PrepareSnapshotResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Prepare not implemented")
+func (UnimplementedSnapshotsServer) Commit(context.Context, *v1.CommitSnapshotRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Commit not implemented")
 }
 func (UnimplementedSnapshotsServer) Remove(context.Context, *v1.RemoveSnapshotRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
@@ -214,11 +265,14 @@ func (UnimplementedSnapshotsServer) Stat(context.Context, *v1.StatSnapshotReques
 func (UnimplementedSnapshotsServer) Update(context.Context, *v1.UpdateSnapshotRequest) (*v1.UpdateSnapshotResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
 }
+func (UnimplementedSnapshotsServer) List(*v1.ListSnapshotsRequest, grpc.ServerStreamingServer[v1.ListSnapshotsResponse]) error {
+	return status.Error(codes.Unimplemented, "method List not implemented")
+}
 func (UnimplementedSnapshotsServer) Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Usage not implemented")
 }
-func (UnimplementedSnapshotsServer) View(context.Context, *v1.ViewSnapshotRequest) (*v1.ViewSnapshotResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method View not implemented")
+func (UnimplementedSnapshotsServer) Cleanup(context.Context, *v1.CleanupRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Cleanup not implemented")
 }
 func (UnimplementedSnapshotsServer) mustEmbedUnimplementedSnapshotsServer() {}
 func (UnimplementedSnapshotsServer) testEmbeddedByValue()                   {}
@@ -241,52 +295,41 @@ func RegisterSnapshotsServer(s grpc.ServiceRegistrar, srv SnapshotsServer) {
 	s.RegisterService(&Snapshots_ServiceDesc, srv)
 }
 
-func _Snapshots_Cleanup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.CleanupRequest)
+func _Snapshots_Prepare_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.PrepareSnapshotRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(SnapshotsServer).Cleanup(ctx, in)
+		return srv.(SnapshotsServer).Prepare(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Snapshots_Cleanup_FullMethodName,
+		FullMethod: Snapshots_Prepare_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(SnapshotsServer).Cleanup(ctx, req.(*v1.CleanupRequest))
+		return srv.(SnapshotsServer).Prepare(ctx, req.(*v1.PrepareSnapshotRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Snapshots_Commit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.CommitSnapshotRequest)
+func _Snapshots_View_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ViewSnapshotRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(SnapshotsServer).Commit(ctx, in)
+		return srv.(SnapshotsServer).View(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Snapshots_Commit_FullMethodName,
+		FullMethod: Snapshots_View_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(SnapshotsServer).Commit(ctx, req.(*v1.CommitSnapshotRequest))
+		return srv.(SnapshotsServer).View(ctx, req.(*v1.ViewSnapshotRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
-
-func _Snapshots_List_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(v1.ListSnapshotsRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(SnapshotsServer).List(m, &grpc.GenericServerStream[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Snapshots_ListServer = grpc.ServerStreamingServer[v1.ListSnapshotsResponse]
 
 func _Snapshots_Mounts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.MountsRequest)
@@ -306,20 +349,20 @@ func _Snapshots_Mounts_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Snapshots_Prepare_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.PrepareSnapshotRequest)
+func _Snapshots_Commit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.CommitSnapshotRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(SnapshotsServer).Prepare(ctx, in)
+		return srv.(SnapshotsServer).Commit(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Snapshots_Prepare_FullMethodName,
+		FullMethod: Snapshots_Commit_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(SnapshotsServer).Prepare(ctx, req.(*v1.PrepareSnapshotRequest))
+		return srv.(SnapshotsServer).Commit(ctx, req.(*v1.CommitSnapshotRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -378,6 +421,17 @@ func _Snapshots_Update_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Snapshots_List_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(v1.ListSnapshotsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SnapshotsServer).List(m, &grpc.GenericServerStream[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Snapshots_ListServer = grpc.ServerStreamingServer[v1.ListSnapshotsResponse]
+
 func _Snapshots_Usage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.UsageRequest)
 	if err := dec(in); err != nil {
@@ -396,20 +450,20 @@ func _Snapshots_Usage_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Snapshots_View_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ViewSnapshotRequest)
+func _Snapshots_Cleanup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.CleanupRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(SnapshotsServer).View(ctx, in)
+		return srv.(SnapshotsServer).Cleanup(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Snapshots_View_FullMethodName,
+		FullMethod: Snapshots_Cleanup_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(SnapshotsServer).View(ctx, req.(*v1.ViewSnapshotRequest))
+		return srv.(SnapshotsServer).Cleanup(ctx, req.(*v1.CleanupRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -422,20 +476,20 @@ var Snapshots_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*SnapshotsServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Cleanup",
-			Handler:    _Snapshots_Cleanup_Handler,
+			MethodName: "Prepare",
+			Handler:    _Snapshots_Prepare_Handler,
 		},
 		{
-			MethodName: "Commit",
-			Handler:    _Snapshots_Commit_Handler,
+			MethodName: "View",
+			Handler:    _Snapshots_View_Handler,
 		},
 		{
 			MethodName: "Mounts",
 			Handler:    _Snapshots_Mounts_Handler,
 		},
 		{
-			MethodName: "Prepare",
-			Handler:    _Snapshots_Prepare_Handler,
+			MethodName: "Commit",
+			Handler:    _Snapshots_Commit_Handler,
 		},
 		{
 			MethodName: "Remove",
@@ -454,8 +508,8 @@ var Snapshots_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Snapshots_Usage_Handler,
 		},
 		{
-			MethodName: "View",
-			Handler:    _Snapshots_View_Handler,
+			MethodName: "Cleanup",
+			Handler:    _Snapshots_Cleanup_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -26,7 +26,14 @@ const (
 // StreamingClient is the client API for Streaming service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Streaming carries messages between a client and what works for it in the
+// daemon. Every call needs a namespace.
 type StreamingClient interface {
+	// Stream opens a stream. The client's first message is a StreamInit, which
+	// the server answers with a google.protobuf.Empty; from then on both sides
+	// send what they have agreed on, until one of them closes. AlreadyExists if
+	// the id is in use. A lease in the header owns the stream.
 	Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[anypb.Any, anypb.Any], error)
 }
 
@@ -54,7 +61,14 @@ type Streaming_StreamClient = grpc.BidiStreamingClient[anypb.Any, anypb.Any]
 // StreamingServer is the server API for Streaming service.
 // All implementations must embed UnimplementedStreamingServer
 // for forward compatibility.
+//
+// Streaming carries messages between a client and what works for it in the
+// daemon. Every call needs a namespace.
 type StreamingServer interface {
+	// Stream opens a stream. The client's first message is a StreamInit, which
+	// the server answers with a google.protobuf.Empty; from then on both sides
+	// send what they have agreed on, until one of them closes. AlreadyExists if
+	// the id is in use. A lease in the header owns the stream.
 	Stream(grpc.BidiStreamingServer[anypb.Any, anypb.Any]) error
 	mustEmbedUnimplementedStreamingServer()
 }

@@ -27,89 +27,89 @@ var File_api_services_tasks_v1_tasks_service_proto protoreflect.FileDescriptor
 const file_api_services_tasks_v1_tasks_service_proto_rawDesc = "" +
 	"\n" +
 	")api/services/tasks/v1/tasks_service.proto\x12\x1ccontainerd.services.tasks.v1\x1a!api/services/tasks/v1/tasks.proto\x1a\x1bgoogle/protobuf/empty.proto2\xdc\f\n" +
-	"\x05Tasks\x12w\n" +
-	"\n" +
-	"Checkpoint\x123.containerd.services.tasks.v1.CheckpointTaskRequest\x1a4.containerd.services.tasks.v1.CheckpointTaskResponse\x12O\n" +
-	"\aCloseIO\x12,.containerd.services.tasks.v1.CloseIORequest\x1a\x16.google.protobuf.Empty\x12k\n" +
-	"\x06Create\x12/.containerd.services.tasks.v1.CreateTaskRequest\x1a0.containerd.services.tasks.v1.CreateTaskResponse\x12g\n" +
+	"\x05Tasks\x12k\n" +
+	"\x06Create\x12/.containerd.services.tasks.v1.CreateTaskRequest\x1a0.containerd.services.tasks.v1.CreateTaskResponse\x12`\n" +
+	"\x05Start\x12*.containerd.services.tasks.v1.StartRequest\x1a+.containerd.services.tasks.v1.StartResponse\x12g\n" +
 	"\x06Delete\x12/.containerd.services.tasks.v1.DeleteTaskRequest\x1a,.containerd.services.tasks.v1.DeleteResponse\x12q\n" +
-	"\rDeleteProcess\x122.containerd.services.tasks.v1.DeleteProcessRequest\x1a,.containerd.services.tasks.v1.DeleteResponse\x12P\n" +
-	"\x04Exec\x120.containerd.services.tasks.v1.ExecProcessRequest\x1a\x16.google.protobuf.Empty\x12Z\n" +
-	"\x03Get\x12(.containerd.services.tasks.v1.GetRequest\x1a).containerd.services.tasks.v1.GetResponse\x12I\n" +
-	"\x04Kill\x12).containerd.services.tasks.v1.KillRequest\x1a\x16.google.protobuf.Empty\x12g\n" +
-	"\x04List\x12..containerd.services.tasks.v1.ListTasksRequest\x1a/.containerd.services.tasks.v1.ListTasksResponse\x12i\n" +
-	"\bListPids\x12-.containerd.services.tasks.v1.ListPidsRequest\x1a..containerd.services.tasks.v1.ListPidsResponse\x12f\n" +
-	"\aMetrics\x12,.containerd.services.tasks.v1.MetricsRequest\x1a-.containerd.services.tasks.v1.MetricsResponse\x12O\n" +
-	"\x05Pause\x12..containerd.services.tasks.v1.PauseTaskRequest\x1a\x16.google.protobuf.Empty\x12S\n" +
-	"\tResizePty\x12..containerd.services.tasks.v1.ResizePtyRequest\x1a\x16.google.protobuf.Empty\x12Q\n" +
-	"\x06Resume\x12/.containerd.services.tasks.v1.ResumeTaskRequest\x1a\x16.google.protobuf.Empty\x12`\n" +
-	"\x05Start\x12*.containerd.services.tasks.v1.StartRequest\x1a+.containerd.services.tasks.v1.StartResponse\x12Q\n" +
-	"\x06Update\x12/.containerd.services.tasks.v1.UpdateTaskRequest\x1a\x16.google.protobuf.Empty\x12]\n" +
+	"\rDeleteProcess\x122.containerd.services.tasks.v1.DeleteProcessRequest\x1a,.containerd.services.tasks.v1.DeleteResponse\x12Z\n" +
+	"\x03Get\x12(.containerd.services.tasks.v1.GetRequest\x1a).containerd.services.tasks.v1.GetResponse\x12g\n" +
+	"\x04List\x12..containerd.services.tasks.v1.ListTasksRequest\x1a/.containerd.services.tasks.v1.ListTasksResponse\x12I\n" +
+	"\x04Kill\x12).containerd.services.tasks.v1.KillRequest\x1a\x16.google.protobuf.Empty\x12P\n" +
+	"\x04Exec\x120.containerd.services.tasks.v1.ExecProcessRequest\x1a\x16.google.protobuf.Empty\x12S\n" +
+	"\tResizePty\x12..containerd.services.tasks.v1.ResizePtyRequest\x1a\x16.google.protobuf.Empty\x12O\n" +
+	"\aCloseIO\x12,.containerd.services.tasks.v1.CloseIORequest\x1a\x16.google.protobuf.Empty\x12O\n" +
+	"\x05Pause\x12..containerd.services.tasks.v1.PauseTaskRequest\x1a\x16.google.protobuf.Empty\x12Q\n" +
+	"\x06Resume\x12/.containerd.services.tasks.v1.ResumeTaskRequest\x1a\x16.google.protobuf.Empty\x12i\n" +
+	"\bListPids\x12-.containerd.services.tasks.v1.ListPidsRequest\x1a..containerd.services.tasks.v1.ListPidsResponse\x12w\n" +
+	"\n" +
+	"Checkpoint\x123.containerd.services.tasks.v1.CheckpointTaskRequest\x1a4.containerd.services.tasks.v1.CheckpointTaskResponse\x12Q\n" +
+	"\x06Update\x12/.containerd.services.tasks.v1.UpdateTaskRequest\x1a\x16.google.protobuf.Empty\x12f\n" +
+	"\aMetrics\x12,.containerd.services.tasks.v1.MetricsRequest\x1a-.containerd.services.tasks.v1.MetricsResponse\x12]\n" +
 	"\x04Wait\x12).containerd.services.tasks.v1.WaitRequest\x1a*.containerd.services.tasks.v1.WaitResponseBCZAgithub.com/berthd/berth/api/services/tasks/v1/tasksgrpc;tasksgrpcb\x06proto3"
 
 var file_api_services_tasks_v1_tasks_service_proto_goTypes = []any{
-	(*v1.CheckpointTaskRequest)(nil),  // 0: containerd.services.tasks.v1.CheckpointTaskRequest
-	(*v1.CloseIORequest)(nil),         // 1: containerd.services.tasks.v1.CloseIORequest
-	(*v1.CreateTaskRequest)(nil),      // 2: containerd.services.tasks.v1.CreateTaskRequest
-	(*v1.DeleteTaskRequest)(nil),      // 3: containerd.services.tasks.v1.DeleteTaskRequest
-	(*v1.DeleteProcessRequest)(nil),   // 4: containerd.services.tasks.v1.DeleteProcessRequest
-	(*v1.ExecProcessRequest)(nil),     // 5: containerd.services.tasks.v1.ExecProcessRequest
-	(*v1.GetRequest)(nil),             // 6: containerd.services.tasks.v1.GetRequest
-	(*v1.KillRequest)(nil),            // 7: containerd.services.tasks.v1.KillRequest
-	(*v1.ListTasksRequest)(nil),       // 8: containerd.services.tasks.v1.ListTasksRequest
-	(*v1.ListPidsRequest)(nil),        // 9: containerd.services.tasks.v1.ListPidsRequest
-	(*v1.MetricsRequest)(nil),         // 10: containerd.services.tasks.v1.MetricsRequest
-	(*v1.PauseTaskRequest)(nil),       // 11: containerd.services.tasks.v1.PauseTaskRequest
-	(*v1.ResizePtyRequest)(nil),       // 12: containerd.services.tasks.v1.ResizePtyRequest
-	(*v1.ResumeTaskRequest)(nil),      // 13: containerd.services.tasks.v1.ResumeTaskRequest
-	(*v1.StartRequest)(nil),           // 14: containerd.services.tasks.v1.StartRequest
-	(*v1.UpdateTaskRequest)(nil),      // 15: containerd.services.tasks.v1.UpdateTaskRequest
+	(*v1.CreateTaskRequest)(nil),      // 0: containerd.services.tasks.v1.CreateTaskRequest
+	(*v1.StartRequest)(nil),           // 1: containerd.services.tasks.v1.StartRequest
+	(*v1.DeleteTaskRequest)(nil),      // 2: containerd.services.tasks.v1.DeleteTaskRequest
+	(*v1.DeleteProcessRequest)(nil),   // 3: containerd.services.tasks.v1.DeleteProcessRequest
+	(*v1.GetRequest)(nil),             // 4: containerd.services.tasks.v1.GetRequest
+	(*v1.ListTasksRequest)(nil),       // 5: containerd.services.tasks.v1.ListTasksRequest
+	(*v1.KillRequest)(nil),            // 6: containerd.services.tasks.v1.KillRequest
+	(*v1.ExecProcessRequest)(nil),     // 7: containerd.services.tasks.v1.ExecProcessRequest
+	(*v1.ResizePtyRequest)(nil),       // 8: containerd.services.tasks.v1.ResizePtyRequest
+	(*v1.CloseIORequest)(nil),         // 9: containerd.services.tasks.v1.CloseIORequest
+	(*v1.PauseTaskRequest)(nil),       // 10: containerd.services.tasks.v1.PauseTaskRequest
+	(*v1.ResumeTaskRequest)(nil),      // 11: containerd.services.tasks.v1.ResumeTaskRequest
+	(*v1.ListPidsRequest)(nil),        // 12: containerd.services.tasks.v1.ListPidsRequest
+	(*v1.CheckpointTaskRequest)(nil),  // 13: containerd.services.tasks.v1.CheckpointTaskRequest
+	(*v1.UpdateTaskRequest)(nil),      // 14: containerd.services.tasks.v1.UpdateTaskRequest
+	(*v1.MetricsRequest)(nil),         // 15: containerd.services.tasks.v1.MetricsRequest
 	(*v1.WaitRequest)(nil),            // 16: containerd.services.tasks.v1.WaitRequest
-	(*v1.CheckpointTaskResponse)(nil), // 17: containerd.services.tasks.v1.CheckpointTaskResponse
-	(*emptypb.Empty)(nil),             // 18: google.protobuf.Empty
-	(*v1.CreateTaskResponse)(nil),     // 19: containerd.services.tasks.v1.CreateTaskResponse
-	(*v1.DeleteResponse)(nil),         // 20: containerd.services.tasks.v1.DeleteResponse
-	(*v1.GetResponse)(nil),            // 21: containerd.services.tasks.v1.GetResponse
-	(*v1.ListTasksResponse)(nil),      // 22: containerd.services.tasks.v1.ListTasksResponse
+	(*v1.CreateTaskResponse)(nil),     // 17: containerd.services.tasks.v1.CreateTaskResponse
+	(*v1.StartResponse)(nil),          // 18: containerd.services.tasks.v1.StartResponse
+	(*v1.DeleteResponse)(nil),         // 19: containerd.services.tasks.v1.DeleteResponse
+	(*v1.GetResponse)(nil),            // 20: containerd.services.tasks.v1.GetResponse
+	(*v1.ListTasksResponse)(nil),      // 21: containerd.services.tasks.v1.ListTasksResponse
+	(*emptypb.Empty)(nil),             // 22: google.protobuf.Empty
 	(*v1.ListPidsResponse)(nil),       // 23: containerd.services.tasks.v1.ListPidsResponse
-	(*v1.MetricsResponse)(nil),        // 24: containerd.services.tasks.v1.MetricsResponse
-	(*v1.StartResponse)(nil),          // 25: containerd.services.tasks.v1.StartResponse
+	(*v1.CheckpointTaskResponse)(nil), // 24: containerd.services.tasks.v1.CheckpointTaskResponse
+	(*v1.MetricsResponse)(nil),        // 25: containerd.services.tasks.v1.MetricsResponse
 	(*v1.WaitResponse)(nil),           // 26: containerd.services.tasks.v1.WaitResponse
 }
 var file_api_services_tasks_v1_tasks_service_proto_depIdxs = []int32{
-	0,  // 0: containerd.services.tasks.v1.Tasks.Checkpoint:input_type -> containerd.services.tasks.v1.CheckpointTaskRequest
-	1,  // 1: containerd.services.tasks.v1.Tasks.CloseIO:input_type -> containerd.services.tasks.v1.CloseIORequest
-	2,  // 2: containerd.services.tasks.v1.Tasks.Create:input_type -> containerd.services.tasks.v1.CreateTaskRequest
-	3,  // 3: containerd.services.tasks.v1.Tasks.Delete:input_type -> containerd.services.tasks.v1.DeleteTaskRequest
-	4,  // 4: containerd.services.tasks.v1.Tasks.DeleteProcess:input_type -> containerd.services.tasks.v1.DeleteProcessRequest
-	5,  // 5: containerd.services.tasks.v1.Tasks.Exec:input_type -> containerd.services.tasks.v1.ExecProcessRequest
-	6,  // 6: containerd.services.tasks.v1.Tasks.Get:input_type -> containerd.services.tasks.v1.GetRequest
-	7,  // 7: containerd.services.tasks.v1.Tasks.Kill:input_type -> containerd.services.tasks.v1.KillRequest
-	8,  // 8: containerd.services.tasks.v1.Tasks.List:input_type -> containerd.services.tasks.v1.ListTasksRequest
-	9,  // 9: containerd.services.tasks.v1.Tasks.ListPids:input_type -> containerd.services.tasks.v1.ListPidsRequest
-	10, // 10: containerd.services.tasks.v1.Tasks.Metrics:input_type -> containerd.services.tasks.v1.MetricsRequest
-	11, // 11: containerd.services.tasks.v1.Tasks.Pause:input_type -> containerd.services.tasks.v1.PauseTaskRequest
-	12, // 12: containerd.services.tasks.v1.Tasks.ResizePty:input_type -> containerd.services.tasks.v1.ResizePtyRequest
-	13, // 13: containerd.services.tasks.v1.Tasks.Resume:input_type -> containerd.services.tasks.v1.ResumeTaskRequest
-	14, // 14: containerd.services.tasks.v1.Tasks.Start:input_type -> containerd.services.tasks.v1.StartRequest
-	15, // 15: containerd.services.tasks.v1.Tasks.Update:input_type -> containerd.services.tasks.v1.UpdateTaskRequest
+	0,  // 0: containerd.services.tasks.v1.Tasks.Create:input_type -> containerd.services.tasks.v1.CreateTaskRequest
+	1,  // 1: containerd.services.tasks.v1.Tasks.Start:input_type -> containerd.services.tasks.v1.StartRequest
+	2,  // 2: containerd.services.tasks.v1.Tasks.Delete:input_type -> containerd.services.tasks.v1.DeleteTaskRequest
+	3,  // 3: containerd.services.tasks.v1.Tasks.DeleteProcess:input_type -> containerd.services.tasks.v1.DeleteProcessRequest
+	4,  // 4: containerd.services.tasks.v1.Tasks.Get:input_type -> containerd.services.tasks.v1.GetRequest
+	5,  // 5: containerd.services.tasks.v1.Tasks.List:input_type -> containerd.services.tasks.v1.ListTasksRequest
+	6,  // 6: containerd.services.tasks.v1.Tasks.Kill:input_type -> containerd.services.tasks.v1.KillRequest
+	7,  // 7: containerd.services.tasks.v1.Tasks.Exec:input_type -> containerd.services.tasks.v1.ExecProcessRequest
+	8,  // 8: containerd.services.tasks.v1.Tasks.ResizePty:input_type -> containerd.services.tasks.v1.ResizePtyRequest
+	9,  // 9: containerd.services.tasks.v1.Tasks.CloseIO:input_type -> containerd.services.tasks.v1.CloseIORequest
+	10, // 10: containerd.services.tasks.v1.Tasks.Pause:input_type -> containerd.services.tasks.v1.PauseTaskRequest
+	11, // 11: containerd.services.tasks.v1.Tasks.Resume:input_type -> containerd.services.tasks.v1.ResumeTaskRequest
+	12, // 12: containerd.services.tasks.v1.Tasks.ListPids:input_type -> containerd.services.tasks.v1.ListPidsRequest
+	13, // 13: containerd.services.tasks.v1.Tasks.Checkpoint:input_type -> containerd.services.tasks.v1.CheckpointTaskRequest
+	14, // 14: containerd.services.tasks.v1.Tasks.Update:input_type -> containerd.services.tasks.v1.UpdateTaskRequest
+	15, // 15: containerd.services.tasks.v1.Tasks.Metrics:input_type -> containerd.services.tasks.v1.MetricsRequest
 	16, // 16: containerd.services.tasks.v1.Tasks.Wait:input_type -> containerd.services.tasks.v1.WaitRequest
-	17, // 17: containerd.services.tasks.v1.Tasks.Checkpoint:output_type -> containerd.services.tasks.v1.CheckpointTaskResponse
-	18, // 18: containerd.services.tasks.v1.Tasks.CloseIO:output_type -> google.protobuf.Empty
-	19, // 19: containerd.services.tasks.v1.Tasks.Create:output_type -> containerd.services.tasks.v1.CreateTaskResponse
-	20, // 20: containerd.services.tasks.v1.Tasks.Delete:output_type -> containerd.services.tasks.v1.DeleteResponse
-	20, // 21: containerd.services.tasks.v1.Tasks.DeleteProcess:output_type -> containerd.services.tasks.v1.DeleteResponse
-	18, // 22: containerd.services.tasks.v1.Tasks.Exec:output_type -> google.protobuf.Empty
-	21, // 23: containerd.services.tasks.v1.Tasks.Get:output_type -> containerd.services.tasks.v1.GetResponse
-	18, // 24: containerd.services.tasks.v1.Tasks.Kill:output_type -> google.protobuf.Empty
-	22, // 25: containerd.services.tasks.v1.Tasks.List:output_type -> containerd.services.tasks.v1.ListTasksResponse
-	23, // 26: containerd.services.tasks.v1.Tasks.ListPids:output_type -> containerd.services.tasks.v1.ListPidsResponse
-	24, // 27: containerd.services.tasks.v1.Tasks.Metrics:output_type -> containerd.services.tasks.v1.MetricsResponse
-	18, // 28: containerd.services.tasks.v1.Tasks.Pause:output_type -> google.protobuf.Empty
-	18, // 29: containerd.services.tasks.v1.Tasks.ResizePty:output_type -> google.protobuf.Empty
-	18, // 30: containerd.services.tasks.v1.Tasks.Resume:output_type -> google.protobuf.Empty
-	25, // 31: containerd.services.tasks.v1.Tasks.Start:output_type -> containerd.services.tasks.v1.StartResponse
-	18, // 32: containerd.services.tasks.v1.Tasks.Update:output_type -> google.protobuf.Empty
+	17, // 17: containerd.services.tasks.v1.Tasks.Create:output_type -> containerd.services.tasks.v1.CreateTaskResponse
+	18, // 18: containerd.services.tasks.v1.Tasks.Start:output_type -> containerd.services.tasks.v1.StartResponse
+	19, // 19: containerd.services.tasks.v1.Tasks.Delete:output_type -> containerd.services.tasks.v1.DeleteResponse
+	19, // 20: containerd.services.tasks.v1.Tasks.DeleteProcess:output_type -> containerd.services.tasks.v1.DeleteResponse
+	20, // 21: containerd.services.tasks.v1.Tasks.Get:output_type -> containerd.services.tasks.v1.GetResponse
+	21, // 22: containerd.services.tasks.v1.Tasks.List:output_type -> containerd.services.tasks.v1.ListTasksResponse
+	22, // 23: containerd.services.tasks.v1.Tasks.Kill:output_type -> google.protobuf.Empty
+	22, // 24: containerd.services.tasks.v1.Tasks.Exec:output_type -> google.protobuf.Empty
+	22, // 25: containerd.services.tasks.v1.Tasks.ResizePty:output_type -> google.protobuf.Empty
+	22, // 26: containerd.services.tasks.v1.Tasks.CloseIO:output_type -> google.protobuf.Empty
+	22, // 27: containerd.services.tasks.v1.Tasks.Pause:output_type -> google.protobuf.Empty
+	22, // 28: containerd.services.tasks.v1.Tasks.Resume:output_type -> google.protobuf.Empty
+	23, // 29: containerd.services.tasks.v1.Tasks.ListPids:output_type -> containerd.services.tasks.v1.ListPidsResponse
+	24, // 30: containerd.services.tasks.v1.Tasks.Checkpoint:output_type -> containerd.services.tasks.v1.CheckpointTaskResponse
+	22, // 31: containerd.services.tasks.v1.Tasks.Update:output_type -> google.protobuf.Empty
+	25, // 32: containerd.services.tasks.v1.Tasks.Metrics:output_type -> containerd.services.tasks.v1.MetricsResponse
 	26, // 33: containerd.services.tasks.v1.Tasks.Wait:output_type -> containerd.services.tasks.v1.WaitResponse
 	17, // [17:34] is the sub-list for method output_type
 	0,  // [0:17] is the sub-list for method input_type

@@ -21,45 +21,76 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Tasks_Checkpoint_FullMethodName    = "/containerd.services.tasks.v1.Tasks/Checkpoint"
-	Tasks_CloseIO_FullMethodName       = "/containerd.services.tasks.v1.Tasks/CloseIO"
 	Tasks_Create_FullMethodName        = "/containerd.services.tasks.v1.Tasks/Create"
+	Tasks_Start_FullMethodName         = "/containerd.services.tasks.v1.Tasks/Start"
 	Tasks_Delete_FullMethodName        = "/containerd.services.tasks.v1.Tasks/Delete"
 	Tasks_DeleteProcess_FullMethodName = "/containerd.services.tasks.v1.Tasks/DeleteProcess"
-	Tasks_Exec_FullMethodName          = "/containerd.services.tasks.v1.Tasks/Exec"
 	Tasks_Get_FullMethodName           = "/containerd.services.tasks.v1.Tasks/Get"
-	Tasks_Kill_FullMethodName          = "/containerd.services.tasks.v1.Tasks/Kill"
 	Tasks_List_FullMethodName          = "/containerd.services.tasks.v1.Tasks/List"
-	Tasks_ListPids_FullMethodName      = "/containerd.services.tasks.v1.Tasks/ListPids"
-	Tasks_Metrics_FullMethodName       = "/containerd.services.tasks.v1.Tasks/Metrics"
-	Tasks_Pause_FullMethodName         = "/containerd.services.tasks.v1.Tasks/Pause"
+	Tasks_Kill_FullMethodName          = "/containerd.services.tasks.v1.Tasks/Kill"
+	Tasks_Exec_FullMethodName          = "/containerd.services.tasks.v1.Tasks/Exec"
 	Tasks_ResizePty_FullMethodName     = "/containerd.services.tasks.v1.Tasks/ResizePty"
+	Tasks_CloseIO_FullMethodName       = "/containerd.services.tasks.v1.Tasks/CloseIO"
+	Tasks_Pause_FullMethodName         = "/containerd.services.tasks.v1.Tasks/Pause"
 	Tasks_Resume_FullMethodName        = "/containerd.services.tasks.v1.Tasks/Resume"
-	Tasks_Start_FullMethodName         = "/containerd.services.tasks.v1.Tasks/Start"
+	Tasks_ListPids_FullMethodName      = "/containerd.services.tasks.v1.Tasks/ListPids"
+	Tasks_Checkpoint_FullMethodName    = "/containerd.services.tasks.v1.Tasks/Checkpoint"
 	Tasks_Update_FullMethodName        = "/containerd.services.tasks.v1.Tasks/Update"
+	Tasks_Metrics_FullMethodName       = "/containerd.services.tasks.v1.Tasks/Metrics"
 	Tasks_Wait_FullMethodName          = "/containerd.services.tasks.v1.Tasks/Wait"
 )
 
 // TasksClient is the client API for Tasks service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Tasks runs what container records describe: at most one task per container,
+// under the same id. Every call needs a namespace. NotFound if there is no such
+// container, task or exec; a call that the state of the process does not allow
+// is an error without a kind, code Unknown. In all requests an empty exec_id
+// means the task's own process.
 type TasksClient interface {
-	Checkpoint(ctx context.Context, in *v1.CheckpointTaskRequest, opts ...grpc.CallOption) (*v1.CheckpointTaskResponse, error)
-	CloseIO(ctx context.Context, in *v1.CloseIORequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Create makes a task: its process exists and waits to be started.
+	// AlreadyExists. If it fails, all is undone.
 	Create(ctx context.Context, in *v1.CreateTaskRequest, opts ...grpc.CallOption) (*v1.CreateTaskResponse, error)
-	Delete(ctx context.Context, in *v1.DeleteTaskRequest, opts ...grpc.CallOption) (*v1.DeleteResponse, error)
-	DeleteProcess(ctx context.Context, in *v1.DeleteProcessRequest, opts ...grpc.CallOption) (*v1.DeleteResponse, error)
-	Exec(ctx context.Context, in *v1.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Get(ctx context.Context, in *v1.GetRequest, opts ...grpc.CallOption) (*v1.GetResponse, error)
-	Kill(ctx context.Context, in *v1.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	List(ctx context.Context, in *v1.ListTasksRequest, opts ...grpc.CallOption) (*v1.ListTasksResponse, error)
-	ListPids(ctx context.Context, in *v1.ListPidsRequest, opts ...grpc.CallOption) (*v1.ListPidsResponse, error)
-	Metrics(ctx context.Context, in *v1.MetricsRequest, opts ...grpc.CallOption) (*v1.MetricsResponse, error)
-	Pause(ctx context.Context, in *v1.PauseTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	ResizePty(ctx context.Context, in *v1.ResizePtyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	Resume(ctx context.Context, in *v1.ResumeTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Start lets the task's process run its program, or starts an exec.
 	Start(ctx context.Context, in *v1.StartRequest, opts ...grpc.CallOption) (*v1.StartResponse, error)
+	// Delete removes a task that has ended or was never started, and tells how it
+	// ended.
+	Delete(ctx context.Context, in *v1.DeleteTaskRequest, opts ...grpc.CallOption) (*v1.DeleteResponse, error)
+	// DeleteProcess is Delete for an exec. It publishes nothing.
+	DeleteProcess(ctx context.Context, in *v1.DeleteProcessRequest, opts ...grpc.CallOption) (*v1.DeleteResponse, error)
+	// Get tells how a process is. If its shim does not know better the status is
+	// UNKNOWN.
+	Get(ctx context.Context, in *v1.GetRequest, opts ...grpc.CallOption) (*v1.GetResponse, error)
+	// List tells how the tasks of the namespace are; those that can't be asked
+	// are left out.
+	List(ctx context.Context, in *v1.ListTasksRequest, opts ...grpc.CallOption) (*v1.ListTasksResponse, error)
+	// Kill sends a signal. NotFound if the process has ended.
+	Kill(ctx context.Context, in *v1.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Exec registers a further process; Start runs it. AlreadyExists;
+	// InvalidArgument for a bad exec_id.
+	Exec(ctx context.Context, in *v1.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// ResizePty sets the size of a terminal. Without a terminal it does nothing.
+	ResizePty(ctx context.Context, in *v1.ResizePtyRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// CloseIO lets a process see the end of its input.
+	CloseIO(ctx context.Context, in *v1.CloseIORequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Pause freezes all processes of a task.
+	Pause(ctx context.Context, in *v1.PauseTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Resume lets them go on.
+	Resume(ctx context.Context, in *v1.ResumeTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// ListPids lists all processes of a task.
+	ListPids(ctx context.Context, in *v1.ListPidsRequest, opts ...grpc.CallOption) (*v1.ListPidsResponse, error)
+	// Checkpoint writes the state of a task to the content store or to a
+	// directory.
+	Checkpoint(ctx context.Context, in *v1.CheckpointTaskRequest, opts ...grpc.CallOption) (*v1.CheckpointTaskResponse, error)
+	// Update changes the limits of a task.
 	Update(ctx context.Context, in *v1.UpdateTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Metrics measures the tasks of the namespace; those that can't be measured
+	// are left out.
+	Metrics(ctx context.Context, in *v1.MetricsRequest, opts ...grpc.CallOption) (*v1.MetricsResponse, error)
+	// Wait answers when a process has ended, at once if it has already. Any
+	// number of callers may wait, until Delete.
 	Wait(ctx context.Context, in *v1.WaitRequest, opts ...grpc.CallOption) (*v1.WaitResponse, error)
 }
 
@@ -71,30 +102,20 @@ func NewTasksClient(cc grpc.ClientConnInterface) TasksClient {
 	return &tasksClient{cc}
 }
 
-func (c *tasksClient) Checkpoint(ctx context.Context, in *v1.CheckpointTaskRequest, opts ...grpc.CallOption) (*v1.CheckpointTaskResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.CheckpointTaskResponse)
-	err := c.cc.Invoke(ctx, Tasks_Checkpoint_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *tasksClient) CloseIO(ctx context.Context, in *v1.CloseIORequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Tasks_CloseIO_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *tasksClient) Create(ctx context.Context, in *v1.CreateTaskRequest, opts ...grpc.CallOption) (*v1.CreateTaskResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v1.CreateTaskResponse)
 	err := c.cc.Invoke(ctx, Tasks_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *tasksClient) Start(ctx context.Context, in *v1.StartRequest, opts ...grpc.CallOption) (*v1.StartResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.StartResponse)
+	err := c.cc.Invoke(ctx, Tasks_Start_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -121,30 +142,10 @@ func (c *tasksClient) DeleteProcess(ctx context.Context, in *v1.DeleteProcessReq
 	return out, nil
 }
 
-func (c *tasksClient) Exec(ctx context.Context, in *v1.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Tasks_Exec_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *tasksClient) Get(ctx context.Context, in *v1.GetRequest, opts ...grpc.CallOption) (*v1.GetResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v1.GetResponse)
 	err := c.cc.Invoke(ctx, Tasks_Get_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *tasksClient) Kill(ctx context.Context, in *v1.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Tasks_Kill_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -161,30 +162,20 @@ func (c *tasksClient) List(ctx context.Context, in *v1.ListTasksRequest, opts ..
 	return out, nil
 }
 
-func (c *tasksClient) ListPids(ctx context.Context, in *v1.ListPidsRequest, opts ...grpc.CallOption) (*v1.ListPidsResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.ListPidsResponse)
-	err := c.cc.Invoke(ctx, Tasks_ListPids_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *tasksClient) Metrics(ctx context.Context, in *v1.MetricsRequest, opts ...grpc.CallOption) (*v1.MetricsResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.MetricsResponse)
-	err := c.cc.Invoke(ctx, Tasks_Metrics_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *tasksClient) Pause(ctx context.Context, in *v1.PauseTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+func (c *tasksClient) Kill(ctx context.Context, in *v1.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
-	err := c.cc.Invoke(ctx, Tasks_Pause_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, Tasks_Kill_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *tasksClient) Exec(ctx context.Context, in *v1.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Tasks_Exec_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -201,6 +192,26 @@ func (c *tasksClient) ResizePty(ctx context.Context, in *v1.ResizePtyRequest, op
 	return out, nil
 }
 
+func (c *tasksClient) CloseIO(ctx context.Context, in *v1.CloseIORequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Tasks_CloseIO_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *tasksClient) Pause(ctx context.Context, in *v1.PauseTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, Tasks_Pause_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *tasksClient) Resume(ctx context.Context, in *v1.ResumeTaskRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
@@ -211,10 +222,20 @@ func (c *tasksClient) Resume(ctx context.Context, in *v1.ResumeTaskRequest, opts
 	return out, nil
 }
 
-func (c *tasksClient) Start(ctx context.Context, in *v1.StartRequest, opts ...grpc.CallOption) (*v1.StartResponse, error) {
+func (c *tasksClient) ListPids(ctx context.Context, in *v1.ListPidsRequest, opts ...grpc.CallOption) (*v1.ListPidsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(v1.StartResponse)
-	err := c.cc.Invoke(ctx, Tasks_Start_FullMethodName, in, out, cOpts...)
+	out := new(v1.ListPidsResponse)
+	err := c.cc.Invoke(ctx, Tasks_ListPids_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *tasksClient) Checkpoint(ctx context.Context, in *v1.CheckpointTaskRequest, opts ...grpc.CallOption) (*v1.CheckpointTaskResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.CheckpointTaskResponse)
+	err := c.cc.Invoke(ctx, Tasks_Checkpoint_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -225,6 +246,16 @@ func (c *tasksClient) Update(ctx context.Context, in *v1.UpdateTaskRequest, opts
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
 	err := c.cc.Invoke(ctx, Tasks_Update_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *tasksClient) Metrics(ctx context.Context, in *v1.MetricsRequest, opts ...grpc.CallOption) (*v1.MetricsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.MetricsResponse)
+	err := c.cc.Invoke(ctx, Tasks_Metrics_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -244,23 +275,54 @@ func (c *tasksClient) Wait(ctx context.Context, in *v1.WaitRequest, opts ...grpc
 // TasksServer is the server API for Tasks service.
 // All implementations must embed UnimplementedTasksServer
 // for forward compatibility.
+//
+// Tasks runs what container records describe: at most one task per container,
+// under the same id. Every call needs a namespace. NotFound if there is no such
+// container, task or exec; a call that the state of the process does not allow
+// is an error without a kind, code Unknown. In all requests an empty exec_id
+// means the task's own process.
 type TasksServer interface {
-	Checkpoint(context.Context, *v1.CheckpointTaskRequest) (*v1.CheckpointTaskResponse, error)
-	CloseIO(context.Context, *v1.CloseIORequest) (*emptypb.Empty, error)
+	// Create makes a task: its process exists and waits to be started.
+	// AlreadyExists. If it fails, all is undone.
 	Create(context.Context, *v1.CreateTaskRequest) (*v1.CreateTaskResponse, error)
-	Delete(context.Context, *v1.DeleteTaskRequest) (*v1.DeleteResponse, error)
-	DeleteProcess(context.Context, *v1.DeleteProcessRequest) (*v1.DeleteResponse, error)
-	Exec(context.Context, *v1.ExecProcessRequest) (*emptypb.Empty, error)
-	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
-	Kill(context.Context, *v1.KillRequest) (*emptypb.Empty, error)
-	List(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error)
-	ListPids(context.Context, *v1.ListPidsRequest) (*v1.ListPidsResponse, error)
-	Metrics(context.Context, *v1.MetricsRequest) (*v1.MetricsResponse, error)
-	Pause(context.Context, *v1.PauseTaskRequest) (*emptypb.Empty, error)
-	ResizePty(context.Context, *v1.ResizePtyRequest) (*emptypb.Empty, error)
-	Resume(context.Context, *v1.ResumeTaskRequest) (*emptypb.Empty, error)
+	// Start lets the task's process run its program, or starts an exec.
 	Start(context.Context, *v1.StartRequest) (*v1.StartResponse, error)
+	// Delete removes a task that has ended or was never started, and tells how it
+	// ended.
+	Delete(context.Context, *v1.DeleteTaskRequest) (*v1.DeleteResponse, error)
+	// DeleteProcess is Delete for an exec. It publishes nothing.
+	DeleteProcess(context.Context, *v1.DeleteProcessRequest) (*v1.DeleteResponse, error)
+	// Get tells how a process is. If its shim does not know better the status is
+	// UNKNOWN.
+	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
+	// List tells how the tasks of the namespace are; those that can't be asked
+	// are left out.
+	List(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error)
+	// Kill sends a signal. NotFound if the process has ended.
+	Kill(context.Context, *v1.KillRequest) (*emptypb.Empty, error)
+	// Exec registers a further process; Start runs it. AlreadyExists;
+	// InvalidArgument for a bad exec_id.
+	Exec(context.Context, *v1.ExecProcessRequest) (*emptypb.Empty, error)
+	// ResizePty sets the size of a terminal. Without a terminal it does nothing.
+	ResizePty(context.Context, *v1.ResizePtyRequest) (*emptypb.Empty, error)
+	// CloseIO lets a process see the end of its input.
+	CloseIO(context.Context, *v1.CloseIORequest) (*emptypb.Empty, error)
+	// Pause freezes all processes of a task.
+	Pause(context.Context, *v1.PauseTaskRequest) (*emptypb.Empty, error)
+	// Resume lets them go on.
+	Resume(context.Context, *v1.ResumeTaskRequest) (*emptypb.Empty, error)
+	// ListPids lists all processes of a task.
+	ListPids(context.Context, *v1.ListPidsRequest) (*v1.ListPidsResponse, error)
+	// Checkpoint writes the state of a task to the content store or to a
+	// directory.
+	Checkpoint(context.Context, *v1.CheckpointTaskRequest) (*v1.CheckpointTaskResponse, error)
+	// Update changes the limits of a task.
 	Update(context.Context, *v1.UpdateTaskRequest) (*emptypb.Empty, error)
+	// Metrics measures the tasks of the namespace; those that can't be measured
+	// are left out.
+	Metrics(context.Context, *v1.MetricsRequest) (*v1.MetricsResponse, error)
+	// Wait answers when a process has ended, at once if it has already. Any
+	// number of callers may wait, until Delete.
 	Wait(context.Context, *v1.WaitRequest) (*v1.WaitResponse, error)
 	mustEmbedUnimplementedTasksServer()
 }
@@ -272,14 +334,11 @@ type TasksServer interface {
 // pointer dereference when methods are called.
 type UnimplementedTasksServer struct{}
 
-func (UnimplementedTasksServer) Checkpoint(context.Context, *v1.CheckpointTaskRequest) (*v1.CheckpointTaskResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Checkpoint not implemented")
-}
-func (UnimplementedTasksServer) CloseIO(context.Context, *v1.CloseIORequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method CloseIO not implemented")
-}
 func (UnimplementedTasksServer) Create(context.Context, *v1.CreateTaskRequest) (*v1.CreateTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
+func (UnimplementedTasksServer) Start(context.Context, *v1.StartRequest) (*v1.StartResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Start not implemented")
 }
 func (UnimplementedTasksServer) Delete(context.Context, *v1.DeleteTaskRequest) (*v1.DeleteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
@@ -287,38 +346,41 @@ func (UnimplementedTasksServer) Delete(context.Context, *v1.DeleteTaskRequest) (
 func (UnimplementedTasksServer) DeleteProcess(context.Context, *v1.DeleteProcessRequest) (*v1.DeleteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteProcess not implemented")
 }
-func (UnimplementedTasksServer) Exec(context.Context, *v1.ExecProcessRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Exec not implemented")
-}
 func (UnimplementedTasksServer) Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
-}
-func (UnimplementedTasksServer) Kill(context.Context, *v1.KillRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Kill not implemented")
 }
 func (UnimplementedTasksServer) List(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
 }
-func (UnimplementedTasksServer) ListPids(context.Context, *v1.ListPidsRequest) (*v1.ListPidsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ListPids not implemented")
+func (UnimplementedTasksServer) Kill(context.Context, *v1.KillRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Kill not implemented")
 }
-func (UnimplementedTasksServer) Metrics(context.Context, *v1.MetricsRequest) (*v1.MetricsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Metrics not implemented")
-}
-func (UnimplementedTasksServer) Pause(context.Context, *v1.PauseTaskRequest) (*emptypb.Empty, error) {
-	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
+func (UnimplementedTasksServer) Exec(context.Context, *v1.ExecProcessRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Exec not implemented")
 }
 func (UnimplementedTasksServer) ResizePty(context.Context, *v1.ResizePtyRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResizePty not implemented")
 }
+func (UnimplementedTasksServer) CloseIO(context.Context, *v1.CloseIORequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method CloseIO not implemented")
+}
+func (UnimplementedTasksServer) Pause(context.Context, *v1.PauseTaskRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
+}
 func (UnimplementedTasksServer) Resume(context.Context, *v1.ResumeTaskRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method Resume not implemented")
 }
-func (UnimplementedTasksServer) Start(context.Context, *v1.StartRequest) (*v1.StartResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Start not implemented")
+func (UnimplementedTasksServer) ListPids(context.Context, *v1.ListPidsRequest) (*v1.ListPidsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPids not implemented")
+}
+func (UnimplementedTasksServer) Checkpoint(context.Context, *v1.CheckpointTaskRequest) (*v1.CheckpointTaskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Checkpoint not implemented")
 }
 func (UnimplementedTasksServer) Update(context.Context, *v1.UpdateTaskRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
+}
+func (UnimplementedTasksServer) Metrics(context.Context, *v1.MetricsRequest) (*v1.MetricsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Metrics not implemented")
 }
 func (UnimplementedTasksServer) Wait(context.Context, *v1.WaitRequest) (*v1.WaitResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Wait not implemented")
@@ -344,42 +406,6 @@ func RegisterTasksServer(s grpc.ServiceRegistrar, srv TasksServer) {
 	s.RegisterService(&Tasks_ServiceDesc, srv)
 }
 
-func _Tasks_Checkpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.CheckpointTaskRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TasksServer).Checkpoint(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Tasks_Checkpoint_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TasksServer).Checkpoint(ctx, req.(*v1.CheckpointTaskRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Tasks_CloseIO_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.CloseIORequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TasksServer).CloseIO(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Tasks_CloseIO_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TasksServer).CloseIO(ctx, req.(*v1.CloseIORequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _Tasks_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.CreateTaskRequest)
 	if err := dec(in); err != nil {
@@ -394,6 +420,24 @@ func _Tasks_Create_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(TasksServer).Create(ctx, req.(*v1.CreateTaskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Tasks_Start_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.StartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TasksServer).Start(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tasks_Start_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TasksServer).Start(ctx, req.(*v1.StartRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -434,24 +478,6 @@ func _Tasks_DeleteProcess_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Tasks_Exec_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ExecProcessRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TasksServer).Exec(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Tasks_Exec_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TasksServer).Exec(ctx, req.(*v1.ExecProcessRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _Tasks_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.GetRequest)
 	if err := dec(in); err != nil {
@@ -466,24 +492,6 @@ func _Tasks_Get_Handler(srv interface{}, ctx context.Context, dec func(interface
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(TasksServer).Get(ctx, req.(*v1.GetRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Tasks_Kill_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.KillRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TasksServer).Kill(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Tasks_Kill_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TasksServer).Kill(ctx, req.(*v1.KillRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -506,56 +514,38 @@ func _Tasks_List_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Tasks_ListPids_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.ListPidsRequest)
+func _Tasks_Kill_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.KillRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TasksServer).ListPids(ctx, in)
+		return srv.(TasksServer).Kill(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Tasks_ListPids_FullMethodName,
+		FullMethod: Tasks_Kill_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TasksServer).ListPids(ctx, req.(*v1.ListPidsRequest))
+		return srv.(TasksServer).Kill(ctx, req.(*v1.KillRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Tasks_Metrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.MetricsRequest)
+func _Tasks_Exec_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ExecProcessRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TasksServer).Metrics(ctx, in)
+		return srv.(TasksServer).Exec(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Tasks_Metrics_FullMethodName,
+		FullMethod: Tasks_Exec_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TasksServer).Metrics(ctx, req.(*v1.MetricsRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Tasks_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.PauseTaskRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(TasksServer).Pause(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Tasks_Pause_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TasksServer).Pause(ctx, req.(*v1.PauseTaskRequest))
+		return srv.(TasksServer).Exec(ctx, req.(*v1.ExecProcessRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -578,6 +568,42 @@ func _Tasks_ResizePty_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Tasks_CloseIO_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.CloseIORequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TasksServer).CloseIO(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tasks_CloseIO_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TasksServer).CloseIO(ctx, req.(*v1.CloseIORequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Tasks_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.PauseTaskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TasksServer).Pause(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tasks_Pause_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TasksServer).Pause(ctx, req.(*v1.PauseTaskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Tasks_Resume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(v1.ResumeTaskRequest)
 	if err := dec(in); err != nil {
@@ -596,20 +622,38 @@ func _Tasks_Resume_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Tasks_Start_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(v1.StartRequest)
+func _Tasks_ListPids_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.ListPidsRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(TasksServer).Start(ctx, in)
+		return srv.(TasksServer).ListPids(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Tasks_Start_FullMethodName,
+		FullMethod: Tasks_ListPids_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(TasksServer).Start(ctx, req.(*v1.StartRequest))
+		return srv.(TasksServer).ListPids(ctx, req.(*v1.ListPidsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Tasks_Checkpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.CheckpointTaskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TasksServer).Checkpoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tasks_Checkpoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TasksServer).Checkpoint(ctx, req.(*v1.CheckpointTaskRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -628,6 +672,24 @@ func _Tasks_Update_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(TasksServer).Update(ctx, req.(*v1.UpdateTaskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Tasks_Metrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.MetricsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TasksServer).Metrics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tasks_Metrics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TasksServer).Metrics(ctx, req.(*v1.MetricsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -658,16 +720,12 @@ var Tasks_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*TasksServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Checkpoint",
-			Handler:    _Tasks_Checkpoint_Handler,
-		},
-		{
-			MethodName: "CloseIO",
-			Handler:    _Tasks_CloseIO_Handler,
-		},
-		{
 			MethodName: "Create",
 			Handler:    _Tasks_Create_Handler,
+		},
+		{
+			MethodName: "Start",
+			Handler:    _Tasks_Start_Handler,
 		},
 		{
 			MethodName: "Delete",
@@ -678,48 +736,52 @@ var Tasks_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Tasks_DeleteProcess_Handler,
 		},
 		{
-			MethodName: "Exec",
-			Handler:    _Tasks_Exec_Handler,
-		},
-		{
 			MethodName: "Get",
 			Handler:    _Tasks_Get_Handler,
-		},
-		{
-			MethodName: "Kill",
-			Handler:    _Tasks_Kill_Handler,
 		},
 		{
 			MethodName: "List",
 			Handler:    _Tasks_List_Handler,
 		},
 		{
-			MethodName: "ListPids",
-			Handler:    _Tasks_ListPids_Handler,
+			MethodName: "Kill",
+			Handler:    _Tasks_Kill_Handler,
 		},
 		{
-			MethodName: "Metrics",
-			Handler:    _Tasks_Metrics_Handler,
-		},
-		{
-			MethodName: "Pause",
-			Handler:    _Tasks_Pause_Handler,
+			MethodName: "Exec",
+			Handler:    _Tasks_Exec_Handler,
 		},
 		{
 			MethodName: "ResizePty",
 			Handler:    _Tasks_ResizePty_Handler,
 		},
 		{
+			MethodName: "CloseIO",
+			Handler:    _Tasks_CloseIO_Handler,
+		},
+		{
+			MethodName: "Pause",
+			Handler:    _Tasks_Pause_Handler,
+		},
+		{
 			MethodName: "Resume",
 			Handler:    _Tasks_Resume_Handler,
 		},
 		{
-			MethodName: "Start",
-			Handler:    _Tasks_Start_Handler,
+			MethodName: "ListPids",
+			Handler:    _Tasks_ListPids_Handler,
+		},
+		{
+			MethodName: "Checkpoint",
+			Handler:    _Tasks_Checkpoint_Handler,
 		},
 		{
 			MethodName: "Update",
 			Handler:    _Tasks_Update_Handler,
+		},
+		{
+			MethodName: "Metrics",
+			Handler:    _Tasks_Metrics_Handler,
 		},
 		{
 			MethodName: "Wait",

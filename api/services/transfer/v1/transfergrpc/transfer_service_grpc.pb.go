@@ -27,7 +27,12 @@ const (
 // TransferClient is the client API for Transfer service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Transfer moves images between registries, the store and streams. Every call
+// needs a namespace.
 type TransferClient interface {
+	// Transfer moves from source to destination and answers when it is done.
+	// Unimplemented for two that don't go together.
 	Transfer(ctx context.Context, in *v1.TransferRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
@@ -52,7 +57,12 @@ func (c *transferClient) Transfer(ctx context.Context, in *v1.TransferRequest, o
 // TransferServer is the server API for Transfer service.
 // All implementations must embed UnimplementedTransferServer
 // for forward compatibility.
+//
+// Transfer moves images between registries, the store and streams. Every call
+// needs a namespace.
 type TransferServer interface {
+	// Transfer moves from source to destination and answers when it is done.
+	// Unimplemented for two that don't go together.
 	Transfer(context.Context, *v1.TransferRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedTransferServer()
 }

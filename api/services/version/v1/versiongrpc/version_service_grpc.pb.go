@@ -27,7 +27,10 @@ const (
 // VersionClient is the client API for Version service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Version tells which program answers. It needs no namespace.
 type VersionClient interface {
+	// Version tells the version.
 	Version(ctx context.Context, in *emptypb.Empty, opts ...grpc.CallOption) (*v1.VersionResponse, error)
 }
 
@@ -52,7 +55,10 @@ func (c *versionClient) Version(ctx context.Context, in *emptypb.Empty, opts ...
 // VersionServer is the server API for Version service.
 // All implementations must embed UnimplementedVersionServer
 // for forward compatibility.
+//
+// Version tells which program answers. It needs no namespace.
 type VersionServer interface {
+	// Version tells the version.
 	Version(context.Context, *emptypb.Empty) (*v1.VersionResponse, error)
 	mustEmbedUnimplementedVersionServer()
 }
