@@ -54,7 +54,11 @@ type applier struct {
 	// brought is what this layer has laid down; nil when the root was empty, as
 	// then all there is comes from this layer.
 	brought map[mark]struct{}
-	seed    maphash.Seed
+	// borrowed is what was copied up from below to have a place for something
+	// of this layer; nil if nothing was.
+	borrowed  map[mark]struct{}
+	whiteouts bool // this layer has made some, in overlay form
+	seed      maphash.Seed
 }
 
 // Apply lays the layer tar r down over the directory root and returns how many
@@ -98,7 +102,7 @@ func newApplier(ctx context.Context, root string, o Options) (*applier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %q: %w", root, err)
 	}
-	a := &applier{ctx: ctx, o: o, buf: make([]byte, bufferSize), left: o.MaxSize}
+	a := &applier{ctx: ctx, o: o, buf: make([]byte, bufferSize), left: o.MaxSize, seed: maphash.MakeSeed()}
 	if a.left <= 0 {
 		a.left = DefaultMaxSize
 	}
@@ -107,7 +111,7 @@ func newApplier(ctx context.Context, root string, o Options) (*applier, error) {
 	}
 	empty, err := isEmpty(fd)
 	if err == nil && !empty {
-		a.brought, a.seed = map[mark]struct{}{}, maphash.MakeSeed()
+		a.brought = map[mark]struct{}{}
 	}
 	if err == nil {
 		a.below, err = openBelow(o.Lower, a.opaqueName())

@@ -67,7 +67,7 @@ func TestHostile(t *testing.T) {
 		"only dot dot":            {items: []item{folder("..")}, want: ""},
 		"file named dot dot":      {items: []item{file("..", "x")}, fails: "root directory"},
 		"file with no name":       {items: []item{file("", "x")}, fails: "root directory"},
-		"link out, then below it": {items: []item{link("l", "OUTSIDE"), file("l/secret", "x")}, want: "l -> OUTSIDE, ..."},
+		"link out, then below it": {items: []item{link("l", "OUTSIDE"), file("l/secret", "x")}, want: "...l -> OUTSIDE"},
 		"relative link out":       {items: []item{link("l", "../etc"), file("l/secret", "x")}, want: "etc/, etc/secret=x, l -> ../etc"},
 		"link to itself":          {items: []item{link("l", "l"), file("l/x", "x")}, fails: "too many symbolic links"},
 		"links in a ring":         {items: []item{link("a", "b/x"), link("b", "a/x"), file("a/x", "x")}, fails: "too many symbolic links"},
@@ -134,8 +134,8 @@ func TestHostile(t *testing.T) {
 				}
 				want := strings.Replace(tc.want, "OUTSIDE", outside, 1)
 				got := strings.ReplaceAll(tree(t, root), " opaque", "")
-				if some, ok := strings.CutSuffix(want, "..."); ok {
-					if !strings.HasPrefix(got, some) {
+				if some, ok := strings.CutPrefix(want, "..."); ok {
+					if !strings.Contains(got, some) {
 						t.Errorf("got %s, want %s", got, want)
 					}
 					continue

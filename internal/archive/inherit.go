@@ -51,7 +51,7 @@ func attributesOf(fd int, st *unix.Stat_t) (attributes, error) {
 	return at, nil
 }
 
-// copyUp makes base in d as the layers below have it, a regular file.
+// copyUp makes base in d as the layers below have it: a file or a link.
 func (a *applier) copyUp(d *dir, base string) (err error) {
 	place, shows, err := a.showsBelow(d)
 	if err != nil {
@@ -67,15 +67,32 @@ func (a *applier) copyUp(d *dir, base string) (err error) {
 		return invalid("neither this layer nor one below has the target")
 	}
 	defer func() { err = errors.Join(err, low.close()) }()
-	if low.st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return invalid("the target is in a layer below, and no regular file")
+	if err := a.copyEntry(d, base, low); err != nil {
+		return err
 	}
-	from, err := unix.Openat(low.dir, low.base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("openat", err)
+	a.borrow(d, base)
+	return nil
+}
+
+// copyEntry makes base in d like low.
+func (a *applier) copyEntry(d *dir, base string, low *entry) (err error) {
+	d.touched = true
+	switch low.st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		from, err := unix.Openat(low.dir, low.base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return os.NewSyscallError("openat", err)
+		}
+		return errors.Join(a.copyFile(d, base, from, low), os.NewSyscallError("close", unix.Close(from)))
+	case unix.S_IFLNK:
+		target, err := readlink(low.dir, low.base)
+		if err != nil {
+			return err
+		}
+		at := attributes{uid: int(low.st.Uid), gid: int(low.st.Gid), times: [2]unix.Timespec{low.st.Atim, low.st.Mtim}}
+		return a.symlink(d, base, target, at)
 	}
-	defer func() { err = errors.Join(err, os.NewSyscallError("close", unix.Close(from))) }()
-	return a.copyFile(d, base, from, low)
+	return invalid("the target is in a layer below, and neither file nor link")
 }
 
 func (a *applier) copyFile(d *dir, base string, from int, low *entry) (err error) {
@@ -84,7 +101,6 @@ func (a *applier) copyFile(d *dir, base string, from int, low *entry) (err error
 		return err
 	}
 	const flags = unix.O_CREAT | unix.O_EXCL | unix.O_WRONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	d.touched = true
 	to, err := unix.Openat(d.fd, base, flags, 0o600)
 	if err != nil {
 		return os.NewSyscallError("openat", err)

@@ -27,7 +27,7 @@ func (a *applier) takeOld(parent *dir, base string) (*unix.Stat_t, error) {
 		}
 		return nil, a.clear(parent, base)
 	}
-	if a.brought == nil {
+	if a.allBrought() {
 		return &st, nil
 	}
 	if err := a.pruneAt(parent.fd, base); err != nil {
@@ -64,7 +64,8 @@ func (a *applier) pruneAt(at int, base string) error {
 }
 
 // prune removes from a directory, and from those in it, everything that is not
-// of this layer. Directories stay as long as they hold something.
+// of this layer, and whiteouts, as nothing below will show there any more.
+// Directories stay as long as they hold something.
 func (a *applier) prune(fd int, id inode) error {
 	if err := a.forget(); err != nil {
 		return err
@@ -76,7 +77,7 @@ func (a *applier) prune(fd int, id inode) error {
 		}
 		ours := a.isBrought(id, base)
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			if ours {
+			if ours && !a.isWhiteout(&st) {
 				return nil
 			}
 			return os.NewSyscallError("unlinkat", unix.Unlinkat(fd, base, 0))

@@ -141,6 +141,7 @@ func (w *walk) down(base string) (link string, err error) {
 	}
 	// Hidden by this layer, and now brought by it: nothing below shows in it.
 	w.cur.touched = true
+	w.a.bring(w.cur, base)
 	if err := unix.Unlinkat(w.cur.fd, base, 0); err != nil {
 		return "", os.NewSyscallError("unlinkat", err)
 	}
@@ -163,6 +164,7 @@ func (w *walk) downBelow(place, base string) (link string, err error) {
 		if !w.create {
 			return "", errAbsent
 		}
+		w.a.bring(w.cur, base)
 		return "", w.make(place, base)
 	}
 	defer func() { err = errors.Join(err, low.close()) }()
@@ -170,6 +172,7 @@ func (w *walk) downBelow(place, base string) (link string, err error) {
 	case unix.S_IFLNK:
 		return readlink(low.dir, low.base)
 	case unix.S_IFDIR:
+		w.a.borrow(w.cur, base)
 		if err := w.make(place, base); err != nil {
 			return "", err
 		}
@@ -184,7 +187,6 @@ func (w *walk) make(place, base string) error {
 	if err := unix.Mkdirat(w.cur.fd, base, 0o700); err != nil {
 		return os.NewSyscallError("mkdirat", err)
 	}
-	w.a.bring(w.cur, base)
 	if err := w.enter(place, base); err != nil {
 		return err
 	}

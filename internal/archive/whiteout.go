@@ -59,18 +59,49 @@ type mark struct{ dir, name uint64 }
 // bring notes that base in parent is of this layer.
 func (a *applier) bring(parent *dir, base string) {
 	if a.brought != nil {
-		a.brought[mark{parent.id.ino, maphash.String(a.seed, base)}] = struct{}{}
+		a.brought[a.mark(parent.id, base)] = struct{}{}
 	}
+	if a.borrowed != nil {
+		delete(a.borrowed, a.mark(parent.id, base))
+	}
+}
+
+// borrow notes that base in parent is only copied up from below.
+func (a *applier) borrow(parent *dir, base string) {
+	if a.brought != nil {
+		return
+	}
+	if a.borrowed == nil {
+		a.borrowed = map[mark]struct{}{}
+	}
+	a.borrowed[a.mark(parent.id, base)] = struct{}{}
+}
+
+func (a *applier) mark(parent inode, base string) mark {
+	return mark{parent.ino, maphash.String(a.seed, base)}
 }
 
 // isBrought tells whether base, found in the directory with inode parent, is of
 // this layer.
 func (a *applier) isBrought(parent inode, base string) bool {
-	if a.brought == nil {
-		return true
+	if a.brought != nil {
+		_, ok := a.brought[a.mark(parent, base)]
+		return ok
 	}
-	_, ok := a.brought[mark{parent.ino, maphash.String(a.seed, base)}]
-	return ok
+	if a.borrowed != nil {
+		_, ok := a.borrowed[a.mark(parent, base)]
+		return !ok
+	}
+	return true
+}
+
+// allBrought tells whether everything there is of this layer, and no whiteout.
+func (a *applier) allBrought() bool { return a.brought == nil && a.borrowed == nil && !a.whiteouts }
+
+// whiteOut puts overlayfs's whiteout at base in parent.
+func (a *applier) whiteOut(parent *dir, base string) error {
+	parent.touched, a.whiteouts = true, true
+	return os.NewSyscallError("mknodat", unix.Mknodat(parent.fd, base, unix.S_IFCHR, 0))
 }
 
 func isWhiteoutDevice(st *unix.Stat_t) bool {
@@ -114,7 +145,7 @@ func (a *applier) hide(at, base string) (err error) {
 		if err != nil || !need {
 			return err
 		}
-		return os.NewSyscallError("mknodat", unix.Mknodat(parent.fd, base, unix.S_IFCHR, 0))
+		return a.whiteOut(parent, base)
 	case left.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return a.coverDir(parent, base)
 	}
@@ -155,7 +186,7 @@ func (a *applier) hideAll(at string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.open.release(d)) }()
-	if a.brought != nil {
+	if !a.allBrought() {
 		d.touched = true
 		if err := a.prune(d.fd, d.id); err != nil {
 			return err
@@ -181,8 +212,7 @@ func (a *applier) hideRoot() error {
 				if err != nil || !need {
 					return err
 				}
-				root.touched = true
-				return os.NewSyscallError("mknodat", unix.Mknodat(root.fd, base, unix.S_IFCHR, 0))
+				return a.whiteOut(root, base)
 			case err != nil:
 				return os.NewSyscallError("fstatat", err)
 			case st.Mode&unix.S_IFMT == unix.S_IFDIR:
