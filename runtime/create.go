@@ -75,7 +75,7 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 		}
 		return 0, fmt.Errorf("make bundle: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Create)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(t.ctx, cancel)()
 	shim, c, err := t.startShim(ctx, k, p)
@@ -116,7 +116,9 @@ func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn,
 		return shim, nil, err
 	}
 	t.place(k, made.PID, p.cgroup)
-	c, err := dial(ctx, k.socket)
+	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Connect)
+	defer cancel()
+	c, err := dial(dialCtx, k.socket)
 	if err != nil {
 		err = fmt.Errorf("connect to the shim: %w", err)
 	}
@@ -198,23 +200,14 @@ func (t *Tasks) clear(k *task) error {
 	return nil
 }
 
-// place makes the kernel kill a shim before the daemon when memory runs out, and
-// moves it into the cgroup that was asked for. Where that is refused it is
-// logged and no more: containers run all the same.
+// place moves a shim into the cgroup that was asked for. Where that is refused
+// it is logged and no more: containers run all the same.
 func (t *Tasks) place(k *task, pid int, cgroup string) {
-	log := t.cfg.Log.With("namespace", k.ns, "id", k.id, "shim", pid)
-	own, err := sys.OOMScore(os.Getpid())
-	if err == nil && own < sys.MaxOOMScore {
-		err = sys.SetOOMScore(pid, own+1)
-	}
-	if err != nil {
-		log.Warn("oom score of the shim not set", "error", err)
-	}
 	if cgroup == "" {
 		return
 	}
 	if err := sys.JoinCgroup(pid, cgroup); err != nil {
-		log.Warn("shim not moved into its cgroup", "cgroup", cgroup, "error", err)
+		t.cfg.Log.Warn("shim not moved into its cgroup", "namespace", k.ns, "id", k.id, "cgroup", cgroup, "error", err)
 	}
 }
 

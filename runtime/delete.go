@@ -121,9 +121,9 @@ func (t *Tasks) deleteWithShim(ctx context.Context, k *task, v view) (record.Exi
 	// leave by itself. It leaves once its events are delivered.
 	if err := t.dismiss(ctx, c); err != nil {
 		t.cfg.Log.Warn("shim without a container ended", "namespace", k.ns, "id", k.id, "error", err)
-		if err := t.endShim(ctx, k); err != nil {
-			return record.Exit{}, err
-		}
+	}
+	if err := t.endShim(ctx, k); err != nil {
+		return record.Exit{}, err
 	}
 	c.close()
 	k.exited(exit)
@@ -163,15 +163,18 @@ func (t *Tasks) shimDelete(ctx context.Context, k *task, c *conn) (record.Exit, 
 	return exit, nil
 }
 
-// endShim kills a shim that has no container.
+// endShim returns once the process of a shim that has no container is gone. One
+// that has not closed its connection yet is killed.
 func (t *Tasks) endShim(ctx context.Context, k *task) error {
 	k.mu.Lock()
-	shim, own := k.shim, k.child
+	shim, own, c := k.shim, k.child, k.conn
 	k.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Shutdown)
 	defer cancel()
 	if own != nil {
-		own.kill()
+		if !c.closed() {
+			own.kill()
+		}
 		return own.gone(ctx)
 	}
 	handle, err := sys.OpenProcess(shim.PID)
@@ -185,11 +188,16 @@ func (t *Tasks) endShim(ctx context.Context, k *task) error {
 	if handle.StartTime() != shim.StartTime {
 		return nil // the shim has ended, another process has its pid
 	}
+	if c.closed() && handle.Exited(ctx) == nil {
+		return nil
+	}
 	if err := handle.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
+	ctx, cancel = context.WithTimeout(t.ctx, killGrace)
+	defer cancel()
 	if err := handle.Exited(ctx); err != nil {
-		return fmt.Errorf("shim %d was killed but has not ended: %w", shim.PID, err)
+		return fmt.Errorf("shim %d does not end although it was killed: %w", shim.PID, err)
 	}
 	return nil
 }

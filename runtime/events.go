@@ -118,7 +118,11 @@ func (t *Tasks) markPublished(k *task, mark string, pid int) {
 	} else {
 		k.seen.exits[mark] = pid
 	}
+	crowded := len(k.seen.exits) > max(seenMax, 2*k.seen.kept)
 	k.mu.Unlock()
+	if crowded {
+		k.prune()
+	}
 	path := filepath.Join(k.dir, record.SeenDir, mark)
 	switch mark {
 	case "":
@@ -136,6 +140,32 @@ func (t *Tasks) markPublished(k *task, mark string, pid int) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) { // the bundle may have gone meanwhile
 		t.cfg.Log.Warn("event published, but not noted: it may come twice after a restart",
 			"namespace", k.ns, "id", k.id, "path", path, "error", err)
+	}
+}
+
+// seenMax is how many marks of execs are kept before those of deleted execs are
+// looked for.
+const seenMax = 128
+
+// prune drops the marks of execs that have been deleted: an exit event may come
+// after the delete. Needs publishing.
+func (k *task) prune() {
+	there := map[string]bool{"": true}
+	for _, exec := range execRecords(k.dir) {
+		there[exec] = true
+	}
+	var dropped []string
+	k.mu.Lock()
+	for exec := range k.seen.exits {
+		if !there[exec] {
+			delete(k.seen.exits, exec)
+			dropped = append(dropped, exec)
+		}
+	}
+	k.seen.kept = len(k.seen.exits)
+	k.mu.Unlock()
+	for _, exec := range dropped {
+		_ = os.Remove(filepath.Join(k.dir, record.SeenDir, exec)) // it goes with the bundle at the latest
 	}
 }
 

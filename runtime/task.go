@@ -71,6 +71,7 @@ type task struct {
 // seen says which events were published.
 type seen struct {
 	exits   map[string]int // pid by exec id; "" is init
+	kept    int            // how many prune has left
 	deleted bool
 }
 

@@ -1,0 +1,387 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	apievents "github.com/berthd/berth/api/events"
+	"github.com/berthd/berth/api/services/containers/v1"
+	forward "github.com/berthd/berth/api/services/events/ttrpc/v1"
+	"github.com/berthd/berth/api/services/events/ttrpc/v1/forwardttrpc"
+	"github.com/berthd/berth/api/services/tasks/v1"
+	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/internal/leak"
+)
+
+func TestMain(m *testing.M) {
+	fakeMain()
+	os.Exit(m.Run())
+}
+
+const (
+	testNS   = "test"
+	patience = 20 * time.Second
+)
+
+// machine is what outlives daemons: directories, and the log of events.
+type machine struct {
+	t         *testing.T
+	dir       string
+	shim      string
+	deadlines Deadlines
+	bootID    string
+	refuse    bool  // Forward answers with an error
+	shims     []int // of daemons that have ended: they stay children of the test, which reaps them
+
+	mu     sync.Mutex
+	events []string
+	bell   chan struct{} // closed and replaced at each event
+	log    bytes.Buffer
+}
+
+// daemon is one life of Tasks.
+type daemon struct {
+	*Tasks
+	m    *machine
+	stop func()
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	leak.Check(t)
+	base := "/tmp/runtime"
+	if err := os.MkdirAll(base, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp(base, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{t: t, dir: dir, shim: self, bell: make(chan struct{}), bootID: "boot-1"}
+	m.deadlines = Deadlines{
+		Create: 20 * time.Second, State: 500 * time.Millisecond, Connect: time.Second, Shutdown: 3 * time.Second,
+		Events: 300 * time.Millisecond, Retry: 20 * time.Millisecond,
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(m.log.String())
+		}
+		m.noLeftovers()
+		for _, pid := range m.shims {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		}
+		if err := removeTree(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// noLeftovers fails the test over bundles, sockets and processes that are left.
+func (m *machine) noLeftovers() {
+	for _, pattern := range []string{bundlesDir + "/*/*", bundlesDir + "/*/.*", socketsDir + "/*", ociDir + "/*/*"} {
+		found, _ := filepath.Glob(filepath.Join(m.dir, pattern))
+		for _, path := range found {
+			if base := filepath.Base(path); base != "." && base != ".." {
+				m.t.Errorf("left behind: %s", path)
+			}
+		}
+	}
+	m.eventually("no process left", func() error {
+		// Shims, and what they start, have it in their environment.
+		environs, _ := filepath.Glob("/proc/[0-9]*/environ")
+		for _, path := range environs {
+			if env, err := os.ReadFile(path); err == nil && bytes.Contains(env, []byte(m.dir)) {
+				cmd, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
+				return fmt.Errorf("left behind: %s %q", path, cmd)
+			}
+		}
+		return nil
+	})
+}
+
+// eventually waits for a condition, whose error says what is amiss.
+func (m *machine) eventually(what string, condition func() error) {
+	m.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := condition()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			m.t.Fatalf("%s: %v", what, err)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// lockedWriter serialises a daemon's log.
+type lockedWriter struct{ m *machine }
+
+func (w lockedWriter) Write(p []byte) (int, error) {
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	return w.m.log.Write(p)
+}
+
+func (m *machine) record(line string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.events = append(m.events, line)
+	close(m.bell)
+	m.bell = make(chan struct{})
+}
+
+// describe writes an event as the vectors do.
+func describe(topic string, event proto.Message) string {
+	switch e := event.(type) {
+	case *apievents.TaskExit:
+		return fmt.Sprintf("%s %s %d", topic, e.Id, e.ExitStatus)
+	case *apievents.TaskDelete:
+		return fmt.Sprintf("%s %s %d", topic, e.ContainerId, e.ExitStatus)
+	case *apievents.TaskExecAdded:
+		return topic + " " + e.ExecId
+	case *apievents.TaskExecStarted:
+		return topic + " " + e.ExecId
+	case interface{ GetContainerId() string }:
+		return topic + " " + e.GetContainerId()
+	}
+	return topic
+}
+
+func (m *machine) forward(_ context.Context, e *types.Envelope) error {
+	m.mu.Lock()
+	refuse := m.refuse
+	m.mu.Unlock()
+	if refuse {
+		return errors.New("no")
+	}
+	event, err := anypb.UnmarshalNew(&anypb.Any{TypeUrl: "x/" + e.Event.TypeUrl, Value: e.Event.Value}, proto.UnmarshalOptions{})
+	if err != nil {
+		return err
+	}
+	m.record(describe(e.Topic, event))
+	return nil
+}
+
+func (m *machine) publish(_ context.Context, ns, topic string, event proto.Message) {
+	if ns != testNS {
+		m.t.Errorf("event in namespace %q", ns)
+	}
+	m.record(describe(topic, event))
+}
+
+// expect waits until the events are those, no more and no less, and forgets them.
+func (m *machine) expect(want ...string) {
+	m.t.Helper()
+	deadline := time.After(patience)
+	for {
+		m.mu.Lock()
+		got, bell := slices.Clone(m.events), m.bell
+		if len(got) >= len(want) {
+			m.events = nil
+		}
+		m.mu.Unlock()
+		if len(got) >= len(want) {
+			if !slices.Equal(got, want) {
+				m.t.Fatalf("events: %q, want %q", got, want)
+			}
+			return
+		}
+		select {
+		case <-bell:
+		case <-deadline:
+			m.t.Fatalf("events: %q, want %q", got, want)
+		}
+	}
+}
+
+// open opens the table without running it.
+func (m *machine) open() *Tasks {
+	m.t.Helper()
+	tasks, err := Open(Config{
+		Root: filepath.Join(m.dir, "root"), State: m.dir, Shim: m.shim,
+		TTRPCAddress: filepath.Join(m.dir, "ttrpc.sock"),
+		Publish:      m.publish, Forward: m.forward, Deadlines: m.deadlines,
+		BootID: func() (string, error) { return m.bootID, nil },
+		Log:    slog.New(slog.NewTextHandler(lockedWriter{m}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return tasks
+}
+
+type forwarder struct{ tasks *Tasks }
+
+func (f forwarder) Forward(ctx context.Context, r *forward.ForwardRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.tasks.Forwarded(ctx, r.GetEnvelope())
+}
+
+// start starts a daemon: the table, and the socket for events.
+func (m *machine) start() *daemon {
+	m.t.Helper()
+	table := m.open()
+	path := filepath.Join(m.dir, "ttrpc.sock")
+	_ = os.Remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	forwardttrpc.RegisterEventsService(server, forwarder{table})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = server.Serve(ctx, l) })
+	wg.Go(func() {
+		if err := table.Run(ctx); err != nil {
+			m.t.Error(err)
+		}
+	})
+	d := &daemon{Tasks: table, m: m}
+	d.stop = sync.OnceFunc(func() {
+		_ = server.Close()
+		cancel()
+		wg.Wait()
+		for _, k := range table.list("") {
+			if k.child != nil {
+				m.shims = append(m.shims, k.child.proc.PID())
+			}
+		}
+	})
+	m.t.Cleanup(d.stop)
+	return d
+}
+
+func containerOf(id string, s script) *containers.Container {
+	spec, _ := json.Marshal(s)
+	return &containers.Container{
+		Id: id, Runtime: &containers.Container_Runtime{Name: RuntimeRunc},
+		Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Spec", Value: spec},
+	}
+}
+
+// create makes a task with the fake shim.
+func (d *daemon) create(id string, s script) error {
+	_, err := d.Create(d.m.t.Context(), testNS, containerOf(id, s), &tasks.CreateTaskRequest{ContainerId: id})
+	return err
+}
+
+// run makes and starts a task.
+func (d *daemon) run(id string, s script) (pid int) {
+	d.m.t.Helper()
+	if err := d.create(id, s); err != nil {
+		d.m.t.Fatal(err)
+	}
+	r, err := d.Start(d.m.t.Context(), testNS, &tasks.StartRequest{ContainerId: id})
+	if err != nil {
+		d.m.t.Fatal(err)
+	}
+	return int(r.Pid)
+}
+
+func (d *daemon) kill(id string, sig int) error {
+	return d.Kill(d.m.t.Context(), testNS, &tasks.KillRequest{ContainerId: id, Signal: uint32(sig)})
+}
+
+func (d *daemon) wait(id, exec string) (uint32, error) {
+	ctx, cancel := context.WithTimeout(d.m.t.Context(), patience)
+	defer cancel()
+	r, err := d.Wait(ctx, testNS, &tasks.WaitRequest{ContainerId: id, ExecId: exec})
+	return r.GetExitStatus(), err
+}
+
+func (d *daemon) delete(id string) (uint32, error) {
+	r, err := d.Delete(d.m.t.Context(), testNS, &tasks.DeleteTaskRequest{ContainerId: id})
+	return r.GetExitStatus(), err
+}
+
+// end waits for a task's end and deletes it; both have to tell the status.
+func (d *daemon) end(id string, status uint32) {
+	d.m.t.Helper()
+	if got, err := d.wait(id, ""); err != nil || got != status {
+		d.m.t.Fatalf("wait: %d, %v; want %d", got, err, status)
+	}
+	if got, err := d.delete(id); err != nil || got != status {
+		d.m.t.Fatalf("delete: %d, %v; want %d", got, err, status)
+	}
+}
+
+// verdict waits until a task is reported as such.
+func (d *daemon) verdict(id, verdict string) Supervision {
+	d.m.t.Helper()
+	var found Supervision
+	d.m.eventually("task "+id, func() error {
+		for _, s := range d.Report() {
+			if s.ID == id {
+				if found = s; s.Verdict == verdict {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("%+v, want %s", found, verdict)
+	})
+	return found
+}
+
+func (d *daemon) state(id string) string {
+	r, err := d.Get(d.m.t.Context(), testNS, &tasks.GetRequest{ContainerId: id})
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%s %d", r.Process.Status, r.Process.ExitStatus)
+}
+
+func (d *daemon) shimPID(id string) int {
+	return d.find(testNS, id).view().shimPID
+}
+
+func (d *daemon) listed() string {
+	d.m.t.Helper()
+	r, err := d.List(d.m.t.Context(), testNS, &tasks.ListTasksRequest{})
+	if err != nil {
+		d.m.t.Fatal(err)
+	}
+	var out []string
+	for _, p := range r.Tasks {
+		out = append(out, p.Id+" "+p.Status.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+func bind(source string) []*types.Mount {
+	return []*types.Mount{{Type: "bind", Source: source, Options: []string{"rbind", "rw"}}}
+}
+
+func (d *daemon) runStarted(id string) {
+	d.m.t.Helper()
+	if _, err := d.Start(d.m.t.Context(), testNS, &tasks.StartRequest{ContainerId: id}); err != nil {
+		d.m.t.Fatal(err)
+	}
+}
