@@ -109,7 +109,7 @@ func runcOptions(packed *anypb.Any) (*runc.Options, error) {
 }
 
 // create does what prepare has checked, and undoes it if it fails.
-func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths streamPaths) (p *process, err error) {
+func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths streamPaths) (_ *process, err error) {
 	ctx, cancel := c.shim.begin(ctx)
 	defer cancel()
 	var undo []func(context.Context) error
@@ -133,7 +133,8 @@ func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths str
 		}
 		undo = append(undo, func(context.Context) error { return c.shim.config.Mounter.Unmount(target) })
 	}
-	p = newProcess(c, "", c.bundle, paths)
+	// Not a named result: the steps that undo use it after a return of nil.
+	p := newProcess(c, "", c.bundle, paths)
 	if p.streams, err = openStreams(p.dir, paths, c.owner, c.shim.config.Log); err != nil {
 		return nil, fmt.Errorf("task %q: %w", c.id, err)
 	}
