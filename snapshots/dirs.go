@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/internal/durable"
-	"github.com/berthd/berth/internal/mount"
 )
 
 // Names in a driver's directory beside the plain numbers.
@@ -128,17 +127,6 @@ func (d *Dirs) Remove(_ context.Context, id ID) error {
 		return fmt.Errorf("remove snapshot directory %s: %w", id, err)
 	}
 	return nil
-}
-
-// removeTree removes a tree, but never anything through a mount.
-func removeTree(dir string) error {
-	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err := mount.UnmountAll(dir); err != nil {
-		return err
-	}
-	return os.RemoveAll(dir)
 }
 
 // IDs lists the numbers that are on disk, whole or not. A number may come

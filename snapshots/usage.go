@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd/errdefs"
 )
 
 const batch = 256 // directory entries read at a time
@@ -16,8 +18,13 @@ const batch = 256 // directory entries read at a time
 // sectorSize is the unit of st_blocks, whatever the file system's own is.
 const sectorSize = 512
 
+// MaxDepth is how many directories deep a tree may be that is measured or
+// copied: each level takes an open file. No path can name what lies below.
+const MaxDepth = 2048
+
 // Measure tells what the tree at dir takes on disk, dir itself included. Files
 // that vanish meanwhile are passed over, links are not followed.
+// ResourceExhausted: the tree is deeper than MaxDepth.
 func Measure(ctx context.Context, dir string) (Usage, error) {
 	m := measure{linked: map[inode]struct{}{}}
 	f, err := os.Open(dir)
@@ -41,6 +48,7 @@ type inode struct{ dev, ino uint64 }
 type measure struct {
 	usage  Usage
 	linked map[inode]struct{} // those with several names, seen once
+	depth  int
 }
 
 func (m *measure) add(st *unix.Stat_t) {
@@ -58,6 +66,11 @@ func (m *measure) add(st *unix.Stat_t) {
 // walk adds what is in the directory f. It goes by handles, so that a tree
 // that is in use can't lead it elsewhere.
 func (m *measure) walk(ctx context.Context, f *os.File) error {
+	m.depth++
+	defer func() { m.depth-- }()
+	if m.depth > MaxDepth {
+		return fmt.Errorf("more than %d directories deep: %w", MaxDepth, errdefs.ErrResourceExhausted)
+	}
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err

@@ -10,6 +10,10 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/snapshots"
 )
 
 const batch = 256 // directory entries read at a time
@@ -46,10 +50,16 @@ type copier struct {
 	ctx   context.Context
 	root  *os.File         // the copy's top
 	first map[inode]string // path in the copy of a file with several names
+	depth int
 }
 
 // entries copies what is in src to dst, whose path in the copy is path.
 func (c *copier) entries(src, dst *os.File, path string) error {
+	c.depth++
+	defer func() { c.depth-- }()
+	if c.depth > snapshots.MaxDepth {
+		return fmt.Errorf("%s is more than %d directories deep: %w", c.root.Name(), snapshots.MaxDepth, errdefs.ErrResourceExhausted)
+	}
 	for {
 		if err := context.Cause(c.ctx); err != nil {
 			return err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/snapshots"
 )
@@ -58,7 +59,7 @@ func testLayers(f *fixture) {
 			os.Lchown(at(root, "owner"), 5, 6), os.RemoveAll(at(root, "opaque")), os.Mkdir(at(root, "opaque"), 0o700),
 			os.WriteFile(at(root, "opaque/new"), nil, 0o644))
 		// Without redirects the kernel answers EXDEV, and mv(1) copies.
-		if err := os.Rename(at(root, "dir"), at(root, "renamed")); err != nil && !errors.Is(err, unix.EXDEV) {
+		if err := durable.RenameVolatile("test", at(root, "dir"), at(root, "renamed")); err != nil && !errors.Is(err, unix.EXDEV) {
 			t.Fatal(err)
 		} else if err != nil {
 			must(t, os.Mkdir(at(root, "renamed"), 0o755), os.WriteFile(at(root, "renamed/moved"), []byte("1"), 0o644), os.RemoveAll(at(root, "dir")))
