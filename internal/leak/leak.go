@@ -23,6 +23,23 @@ const patience = 5 * time.Second
 // the first line of a test.
 func Check(t testing.TB) {
 	t.Helper()
+	check(t, look)
+}
+
+// CheckProcess is Check without mounts, which are not the process's own but of
+// all in its mount namespace: for tests that mount nothing, and must not fail
+// because others do at the same time.
+func CheckProcess(t testing.TB) {
+	t.Helper()
+	check(t, func() (snapshot, error) {
+		s, err := look()
+		delete(s, mountSort)
+		return s, err
+	})
+}
+
+func check(t testing.TB, look func() (snapshot, error)) {
+	t.Helper()
 	before, err := look()
 	if err != nil {
 		t.Fatalf("leak: %v", err)
@@ -31,14 +48,14 @@ func Check(t testing.TB) {
 		if t.Failed() {
 			return // the first error tells more than what it left behind
 		}
-		if report := wait(before, patience); report != "" {
+		if report := wait(before, look, patience); report != "" {
 			t.Error(report)
 		}
 	})
 }
 
 // wait looks until nothing is new, and after limit says what is.
-func wait(before snapshot, limit time.Duration) string {
+func wait(before snapshot, look func() (snapshot, error), limit time.Duration) string {
 	deadline := time.Now().Add(limit)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		now, err := look()
@@ -57,6 +74,8 @@ func wait(before snapshot, limit time.Duration) string {
 // description by identity.
 type snapshot map[string]map[string]string
 
+const mountSort = "mount"
+
 // sorts are the things that are looked at, in the order of the report.
 var sorts = []struct {
 	name string
@@ -64,7 +83,7 @@ var sorts = []struct {
 }{
 	{"goroutine", goroutines},
 	{"child process", children},
-	{"mount", mounts},
+	{mountSort, mounts},
 	{"open file", files},
 }
 

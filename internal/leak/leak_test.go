@@ -55,16 +55,16 @@ func TestEachSortIsSeen(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if report := wait(before, 0); report != "" {
+			if report := wait(before, look, 0); report != "" {
 				t.Fatalf("before: %s", report)
 			}
 			undo := leak(t)
-			report := wait(before, 10*time.Millisecond)
+			report := wait(before, look, 10*time.Millisecond)
 			if !strings.HasPrefix(report, "leaked "+name) {
 				t.Errorf("report: %q", report)
 			}
 			undo()
-			if report := wait(before, patience); report != "" {
+			if report := wait(before, look, patience); report != "" {
 				t.Errorf("afterwards: %s", report)
 			}
 		})
