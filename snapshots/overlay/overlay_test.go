@@ -216,3 +216,69 @@ func TestMappedRoot(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestHostOptions reads the module's parameters as different kernels show them.
+func TestHostOptions(t *testing.T) {
+	for name, c := range map[string]struct {
+		parameters map[string]string
+		mapped     bool
+		want       string
+	}{
+		"defaults":         {map[string]string{"index": "N\n", "metacopy": "N\n", "redirect_dir": "N\n"}, false, "index=off"},
+		"built otherwise":  {map[string]string{"index": "Y\n", "metacopy": "Y\n", "redirect_dir": "Y\n"}, false, "index=off,metacopy=off,redirect_dir=off"},
+		"older than 4.13":  {map[string]string{"redirect_dir": "Y\n"}, false, "redirect_dir=off"},
+		"user namespace":   {map[string]string{"index": "N\n", "metacopy": "Y\n", "redirect_dir": "Y\n"}, true, "index=off,userxattr"},
+		"no module at all": {nil, false, ""},
+	} {
+		dir := t.TempDir()
+		for parameter, value := range c.parameters {
+			if err := os.WriteFile(filepath.Join(dir, parameter), []byte(value), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := strings.Join(hostOptions(dir, c.mapped), ","); got != c.want {
+			t.Errorf("%s: %s; want %s", name, got, c.want)
+		}
+	}
+}
+
+// TestLayersKeepTheirBytes mounts with the module's defaults for metacopy and
+// redirect_dir turned the wrong way by options before ours: ours win, and the
+// layer holds the bytes of a file of which only the owner changed.
+func TestLayersKeepTheirBytes(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	leak.Check(t)
+	d, err := Open(Config{Root: filepath.Join(t.TempDir(), "root"), Options: []string{"metacopy=on", "redirect_dir=on", "metacopy=off", "redirect_dir=off"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	active := snapshots.CreateOptions{Kind: snapshots.Active}
+	for id, parents := range [][]snapshots.ID{1: nil, 2: {1}} {
+		if id == 0 {
+			continue
+		}
+		if err := d.Create(t.Context(), snapshots.ID(id), parents, active); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(d.fs(1), "file"), []byte("bytes"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := d.Mounts(2, []snapshots.ID{1}, active)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = mount.WithTemp(t.Context(), mounts, func(root string) error {
+		return os.Lchown(filepath.Join(root, "file"), 5, 6)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(d.fs(2), "file"))
+	if err != nil || string(data) != "bytes" {
+		t.Errorf("the layer has %q, %v", data, err)
+	}
+}

@@ -134,14 +134,16 @@ func checkRoot(root string) error {
 }
 
 // HostOptions are the options that overlay mounts need on this host.
-func HostOptions() []string {
+func HostOptions() []string { return hostOptions(parameters, inUserNamespace()) }
+
+func hostOptions(parameters string, mapped bool) []string {
 	var options []string
 	if _, err := os.Stat(filepath.Join(parameters, "index")); err == nil {
 		// An index would bind layers to the file handles of this very disk, and a
 		// directory could not be upper in two mounts one after the other.
 		options = append(options, "index=off")
 	}
-	if inUserNamespace() {
+	if mapped {
 		// There the kernel neither grants trusted.* attributes (user.* stand in for
 		// them, since 5.11), nor follows redirects or metacopies.
 		return append(options, "userxattr")
