@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/berthd/berth/internal/fault"
 )
@@ -217,7 +218,7 @@ func (c *committer) begin() (btx *bolt.Tx, err error) {
 // it has ended already.
 func (c *committer) rollback(btx *bolt.Tx) {
 	err := c.db.protect("roll back a transaction", btx.Rollback)
-	if err != nil && !errors.Is(err, bolt.ErrTxClosed) {
+	if err != nil && !errors.Is(err, berrors.ErrTxClosed) {
 		c.fail(err)
 	}
 }

@@ -137,7 +137,7 @@ var bg = context.Background()
 // is in order.
 func newWorld(t testing.TB, change ...func(*Options)) *world {
 	t.Helper()
-	leak.Check(t)
+	leak.CheckProcess(t)
 	w := &world{t: t, dir: t.TempDir(), events: &published{}}
 	for _, name := range []string{"native", "other"} {
 		if err := os.Mkdir(filepath.Join(w.dir, name), 0o700); err != nil {
