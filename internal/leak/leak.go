@@ -21,18 +21,21 @@ const patience = 5 * time.Second
 // registered with Cleanup later than this call. It fails the test with a list
 // of what is new, if that is still there after some seconds. So it should be
 // the first line of a test.
+//
+// Mounts belong to all processes in the mount namespace, and go test runs the
+// tests of several packages at once. So what is mounted below the temporary
+// directory of another test is left out, and what appears only after the test
+// has ended.
 func Check(t testing.TB) {
 	t.Helper()
-	check(t, look)
+	check(t, func() (snapshot, error) { return look(t.Name()) })
 }
 
-// CheckProcess is Check without mounts, which are not the process's own but of
-// all in its mount namespace: for tests that mount nothing, and must not fail
-// because others do at the same time.
+// CheckProcess is Check without mounts: for tests that mount nothing.
 func CheckProcess(t testing.TB) {
 	t.Helper()
 	check(t, func() (snapshot, error) {
-		s, err := look()
+		s, err := look(t.Name())
 		delete(s, mountSort)
 		return s, err
 	})
@@ -54,16 +57,22 @@ func check(t testing.TB, look func() (snapshot, error)) {
 	})
 }
 
-// wait looks until nothing is new, and after limit says what is.
+// wait looks until nothing of what is new now is left, and after limit says
+// what is.
 func wait(before snapshot, look func() (snapshot, error), limit time.Duration) string {
+	var left snapshot
 	deadline := time.Now().Add(limit)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		now, err := look()
 		if err != nil {
 			return fmt.Sprintf("leak: %v", err)
 		}
-		report := now.since(before)
-		if report == "" || time.Now().After(deadline) {
+		if left == nil {
+			left = now.without(before)
+		} else {
+			left = left.within(now)
+		}
+		if report := left.report(); report == "" || time.Now().After(deadline) {
 			return report
 		}
 		<-time.After(pause)
@@ -79,7 +88,7 @@ const mountSort = "mount"
 // sorts are the things that are looked at, in the order of the report.
 var sorts = []struct {
 	name string
-	list func() (map[string]string, error)
+	list func(test string) (map[string]string, error)
 }{
 	{"goroutine", goroutines},
 	{"child process", children},
@@ -87,10 +96,11 @@ var sorts = []struct {
 	{"open file", files},
 }
 
-func look() (snapshot, error) {
+// look lists what there is as far as it can be the named test's.
+func look(test string) (snapshot, error) {
 	s := snapshot{}
 	for _, sort := range sorts {
-		list, err := sort.list()
+		list, err := sort.list(test)
 		if err != nil {
 			return nil, fmt.Errorf("list each %s: %w", sort.name, err)
 		}
@@ -99,14 +109,35 @@ func look() (snapshot, error) {
 	return s, nil
 }
 
-// since reports what s has and before lacks; nothing is the empty text.
-func (s snapshot) since(before snapshot) string {
+// without gives what s has and other lacks.
+func (s snapshot) without(other snapshot) snapshot {
+	return s.keep(func(sort, id string) bool { _, ok := other[sort][id]; return !ok })
+}
+
+// within gives what s and other both have.
+func (s snapshot) within(other snapshot) snapshot {
+	return s.keep(func(sort, id string) bool { _, ok := other[sort][id]; return ok })
+}
+
+func (s snapshot) keep(want func(sort, id string) bool) snapshot {
+	kept := snapshot{}
+	for sort, list := range s {
+		kept[sort] = map[string]string{}
+		for id, description := range list {
+			if want(sort, id) {
+				kept[sort][id] = description
+			}
+		}
+	}
+	return kept
+}
+
+// report lists what s has; nothing is the empty text.
+func (s snapshot) report() string {
 	var out strings.Builder
 	for _, sort := range sorts {
 		for _, id := range slices.Sorted(maps.Keys(s[sort.name])) {
-			if _, ok := before[sort.name][id]; !ok {
-				fmt.Fprintf(&out, "leaked %s %s\n", sort.name, s[sort.name][id])
-			}
+			fmt.Fprintf(&out, "leaked %s %s\n", sort.name, s[sort.name][id])
 		}
 	}
 	return out.String()

@@ -1,6 +1,7 @@
 package leak
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,7 @@ var leaks = map[string]func(t *testing.T) (undo func()){
 func TestEachSortIsSeen(t *testing.T) {
 	for name, leak := range leaks {
 		t.Run(name, func(t *testing.T) {
+			look := func() (snapshot, error) { return look(t.Name()) }
 			before, err := look()
 			if err != nil {
 				t.Fatal(err)
@@ -113,6 +115,32 @@ func TestCheck(t *testing.T) {
 	undo()
 	if len(failed.errors) != 0 {
 		t.Errorf("a failed test: %q", failed.errors)
+	}
+}
+
+func TestMountsOfOtherTests(t *testing.T) {
+	tmp := os.TempDir()
+	for path, want := range map[string]bool{
+		tmp + "/TestThat123/001":      true,
+		tmp + "/TestThis123/001/x":    false,
+		tmp + "/TestThissub123/001/x": false,
+		tmp + "/FuzzThat1/001":        true,
+		tmp + "/berth-mount-1":        false,
+		"/mnt/TestThat":               false,
+		tmp:                           false,
+	} {
+		if got := foreign(path, "TestThis/sub"); got != want {
+			t.Errorf("%s: foreign %v, want %v", path, got, want)
+		}
+	}
+	// What appears after the test has ended is not the test's.
+	looks := 0
+	report := wait(snapshot{}, func() (snapshot, error) {
+		looks++
+		return snapshot{mountSort: {fmt.Sprint(looks): "one"}}, nil
+	}, patience)
+	if report != "" || looks != 2 {
+		t.Errorf("after %d looks: %s", looks, report)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 
 // goroutines lists those of this process but the caller's own and those that
 // the runtime, the testing package and os/signal keep.
-func goroutines() (map[string]string, error) {
+func goroutines(string) (map[string]string, error) {
 	buf := make([]byte, 1<<16)
 	for {
 		n := runtime.Stack(buf, true)
@@ -60,7 +60,7 @@ func lasting(stack string) bool {
 
 // children lists the processes whose parent is this one, zombies included. The
 // start time is part of the identity, as pids come again.
-func children() (map[string]string, error) {
+func children(string) (map[string]string, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -97,23 +97,42 @@ func parseStat(line string) (name, state, parent, start string, ok bool) {
 	return line[open+1 : end], fields[0], fields[1], fields[startField], true
 }
 
-// mounts lists those of this process's mount namespace, by mount id.
-func mounts() (map[string]string, error) {
+// mounts lists those of this process's mount namespace, by mount id, but not
+// those that are another test's; see proc_pid_mountinfo(5).
+func mounts(test string) (map[string]string, error) {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	list := map[string]string{}
 	for line := range strings.Lines(string(data)) {
-		id, _, _ := strings.Cut(line, " ")
-		list[id] = strings.TrimSpace(line)
+		const pointField = 4
+		if fields := strings.Fields(line); len(fields) > pointField && !foreign(fields[pointField], test) {
+			list[fields[0]] = strings.TrimSpace(line)
+		}
 	}
 	return list, nil
 }
 
+// foreign tells whether path lies in the temporary directory of a test, as
+// testing.TB makes it, but not of this one or of a subtest of it.
+func foreign(path, test string) bool {
+	rest, ok := strings.CutPrefix(path, filepath.Clean(os.TempDir())+"/")
+	if !ok {
+		return false
+	}
+	test, _, _ = strings.Cut(test, "/")
+	for _, kind := range []string{"Test", "Benchmark", "Fuzz"} {
+		if strings.HasPrefix(rest, kind) {
+			return !strings.HasPrefix(rest, test)
+		}
+	}
+	return false
+}
+
 // files lists the open file descriptors, but those of the Go runtime's poller
 // and of this listing.
-func files() (map[string]string, error) {
+func files(string) (map[string]string, error) {
 	const dir = "/proc/self/fd"
 	entries, err := os.ReadDir(dir)
 	if err != nil {
