@@ -1,0 +1,113 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/berthd/berth/internal/config"
+	"github.com/berthd/berth/services"
+	"github.com/berthd/berth/snapshots"
+	"github.com/berthd/berth/snapshots/native"
+	"github.com/berthd/berth/snapshots/overlay"
+)
+
+// Names of the snapshotters, as clients know them.
+const (
+	overlayName = "overlayfs"
+	nativeName  = "native"
+)
+
+// drivers are the snapshot drivers in the order of preference, usable or not.
+type drivers []driver
+
+type driver struct {
+	name, root string
+	snapshots.Driver
+	err error // why it can't be used
+}
+
+// openDrivers opens every driver that this machine can use. That overlay is not
+// among them is told and is no error, unless the configuration wants it.
+func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
+	var all drivers
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, all.Close())
+		}
+	}()
+	over := driver{name: overlayName, root: filepath.Join(cfg.Root, overlayDir)}
+	if over.err = overlay.Probe(over.root); over.err == nil {
+		if over.Driver, err = overlay.Open(overlay.Config{Root: over.root}); err != nil {
+			return nil, fmt.Errorf("snapshotter %s: %w", over.name, err)
+		}
+	}
+	all = append(all, over)
+	plain := driver{name: nativeName, root: filepath.Join(cfg.Root, nativeDir)}
+	if plain.Driver, err = native.Open(plain.root); err != nil {
+		return nil, fmt.Errorf("snapshotter %s: %w", plain.name, err)
+	}
+	all = append(all, plain)
+	if cfg.Snapshotter != "" && all.usable()[cfg.Snapshotter] == nil {
+		for _, d := range all {
+			if d.name == cfg.Snapshotter {
+				return nil, fmt.Errorf("configuration key snapshotter: %q: %w", cfg.Snapshotter, d.err)
+			}
+		}
+		return nil, fmt.Errorf("configuration key snapshotter: there is no %q; choose %s or %s", cfg.Snapshotter, overlayName, nativeName)
+	}
+	if over.err != nil {
+		log.Warn("snapshotter overlayfs can't be used; native copies every layer instead", "error", over.err)
+	}
+	return all, nil
+}
+
+// usable are the drivers that work, by name.
+func (all drivers) usable() map[string]snapshots.Driver {
+	out := map[string]snapshots.Driver{}
+	for _, d := range all {
+		if d.Driver != nil {
+			out[d.name] = d.Driver
+		}
+	}
+	return out
+}
+
+// standard is the snapshotter for images that berth itself unpacks.
+func (all drivers) standard(configured string) string {
+	if configured != "" {
+		return configured
+	}
+	for _, d := range all {
+		if d.Driver != nil {
+			return d.name
+		}
+	}
+	return ""
+}
+
+// told is what introspection tells of them.
+func (all drivers) told() []services.Snapshotter {
+	var out []services.Snapshotter
+	for _, d := range all {
+		s := services.Snapshotter{Name: d.name, Root: d.root, Err: d.err}
+		if d.Driver != nil {
+			s.Capabilities = d.Capabilities()
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// Close closes those drivers that hold something open.
+func (all drivers) Close() error {
+	var errs []error
+	for _, d := range all {
+		if c, ok := d.Driver.(io.Closer); ok {
+			errs = append(errs, c.Close())
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/berthd/berth/events"
+	"github.com/berthd/berth/internal/config"
+	"github.com/berthd/berth/internal/obs"
+	"github.com/berthd/berth/runtime"
+	"github.com/berthd/berth/services"
+)
+
+// parts is the whole daemon, built and not yet serving.
+type parts struct {
+	cfg        config.Config
+	log        *slog.Logger
+	server     *services.Server
+	background []part      // run beside the server
+	closers    []io.Closer // in the order they were opened
+}
+
+// part is something that runs as long as the daemon.
+type part struct {
+	name string
+	run  func(ctx context.Context) error
+}
+
+// opened notes what close has to close.
+func (p *parts) opened(c io.Closer) { p.closers = append(p.closers, c) }
+
+// close closes everything, what stands on others first.
+func (p *parts) close() error {
+	var errs []error
+	for _, c := range slices.Backward(p.closers) {
+		errs = append(errs, c.Close())
+	}
+	p.closers = nil
+	return errors.Join(errs...)
+}
+
+// publisher puts the daemon's own events into the journal. That one could not
+// be written undoes nothing: what it tells has happened.
+func publisher(journal *events.Journal, log *slog.Logger) func(ctx context.Context, namespace, topic string, event proto.Message) {
+	return func(ctx context.Context, namespace, topic string, event proto.Message) {
+		if err := journal.Publish(ctx, namespace, topic, event); err != nil {
+			log.Error("event lost", "namespace", namespace, "topic", topic, "error", err)
+		}
+	}
+}
+
+// endpoints opens what the configuration wants served over HTTP. The metrics
+// are nil if nobody can read them.
+func (p *parts) endpoints(tasks *runtime.Tasks) (*obs.Metrics, error) {
+	if address := p.cfg.Debug.Address; address != "" {
+		e, err := listenHTTP("debug endpoint", address, debugHandler())
+		if err != nil {
+			return nil, err
+		}
+		p.opened(e)
+		p.background = append(p.background, part{e.what, e.run})
+	}
+	address := p.cfg.Metrics.Address
+	if address == "" {
+		return nil, nil
+	}
+	m := obs.NewMetrics(func() map[string]int {
+		n := map[string]int{}
+		for _, t := range tasks.Report() {
+			n[t.Verdict]++
+		}
+		return n
+	})
+	e, err := listenHTTP("metrics endpoint", address, metricsHandler(m))
+	if err != nil {
+		return nil, err
+	}
+	p.opened(e)
+	p.background = append(p.background, part{e.what, e.run})
+	return m, nil
+}
+
+// layout is what clients want to know of where things are.
+func (p *parts) layout(all drivers) services.Layout {
+	return services.Layout{
+		Root:         p.cfg.Root,
+		Database:     filepath.Join(p.cfg.Root, database),
+		Content:      filepath.Join(p.cfg.Root, contentDir),
+		Policy:       p.cfg.Sharing,
+		OptPath:      services.OptPath(p.cfg.Root),
+		Snapshotters: all.told(),
+	}
+}
+
+// extendPath lets programs that were installed from images under root be found,
+// after all others.
+func extendPath(root string) error {
+	return os.Setenv("PATH", os.Getenv("PATH")+string(os.PathListSeparator)+filepath.Join(services.OptPath(root), "bin"))
+}

@@ -1,0 +1,80 @@
+package services
+
+import (
+	"context"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+
+	api "github.com/berthd/berth/api/berth/logs/v1"
+	"github.com/berthd/berth/api/berth/logs/v1/logsgrpc"
+	"github.com/berthd/berth/api/services/tasks/v1"
+	"github.com/berthd/berth/internal/logs"
+	"github.com/berthd/berth/runtime"
+)
+
+// waitAgain is the pause before a task that could not be asked is asked again
+// whether it has ended.
+const waitAgain = time.Second
+
+type logService struct {
+	logsgrpc.UnimplementedLogsServer
+	store *logs.Store
+	tasks *runtime.Tasks
+}
+
+func (s *logService) Prepare(ctx context.Context, r *api.PrepareRequest) (*api.PrepareResponse, error) {
+	sc, err := scope(ctx)
+	if err != nil {
+		return nil, err
+	}
+	uri, err := s.store.Prepare(sc.Namespace, r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	return &api.PrepareResponse{Uri: uri}, nil
+}
+
+// Read streams a log. Following ends with the container's task: its exit is
+// told only after its output is written.
+func (s *logService) Read(r *api.ReadRequest, stream grpc.ServerStreamingServer[api.ReadResponse]) error {
+	sc, err := scope(stream.Context())
+	if err != nil {
+		return err
+	}
+	o := logs.ReadOptions{Tail: r.GetTail()}
+	if r.GetFollow() {
+		ctx, cancel := context.WithCancel(stream.Context())
+		ended, left := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(left)
+			s.awaitEnd(ctx, sc.Namespace, r.GetContainerId(), ended)
+		}()
+		defer func() { cancel(); <-left }()
+		o.Ended = ended
+	}
+	return s.store.Read(stream.Context(), sc.Namespace, r.GetContainerId(), o, func(data []byte) error {
+		return stream.Send(&api.ReadResponse{Data: data})
+	})
+}
+
+// awaitEnd closes ended once the container's task has exited or is not there.
+func (s *logService) awaitEnd(ctx context.Context, namespace, id string, ended chan<- struct{}) {
+	for {
+		_, err := s.tasks.Wait(ctx, namespace, &tasks.WaitRequest{ContainerId: id})
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil || errdefs.IsNotFound(errgrpc.ToNative(err)) {
+			close(ended)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(waitAgain):
+		}
+	}
+}

@@ -1,0 +1,51 @@
+package services
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+
+	"github.com/berthd/berth/api/berth/maintenance/v1"
+	"github.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc"
+	"github.com/berthd/berth/metadata"
+	"github.com/berthd/berth/runtime"
+)
+
+type maintenanceService struct {
+	maintenancegrpc.UnimplementedMaintenanceServer
+	db      *metadata.DB
+	tasks   *runtime.Tasks
+	collect collector
+}
+
+func (s *maintenanceService) Check(r *maintenance.CheckRequest, stream grpc.ServerStreamingServer[maintenance.Problem]) error {
+	for p := range s.db.Check(stream.Context(), metadata.CheckOptions{ReadContent: r.GetReadContent()}) {
+		if err := stream.Send(&maintenance.Problem{Kind: p.Kind, Namespace: p.Namespace, Object: p.Object, Text: p.Text}); err != nil {
+			return err
+		}
+	}
+	return stream.Context().Err() // a check that was cut short must not look clean
+}
+
+func (s *maintenanceService) Collect(ctx context.Context, _ *maintenance.CollectRequest) (*maintenance.CollectResponse, error) {
+	r, err := s.collect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &maintenance.CollectResponse{
+		ContentRemoved: r.Content, SnapshotsRemoved: r.Snapshots, ImagesRemoved: r.Images,
+		LeasesRemoved: r.Leases, IngestsRemoved: r.Ingests,
+		LongestStallNs: r.LongestStall.Nanoseconds(), DurationNs: r.Duration.Nanoseconds(),
+	}, nil
+}
+
+func (s *maintenanceService) Tasks(context.Context, *maintenance.TasksRequest) (*maintenance.TasksResponse, error) {
+	list := s.tasks.Report()
+	out := make([]*maintenance.Task, 0, len(list))
+	for _, t := range list {
+		out = append(out, &maintenance.Task{
+			Namespace: t.Namespace, Id: t.ID, Verdict: t.Verdict, Reason: t.Reason, ShimPid: t.ShimPID, Pid: t.PID,
+		})
+	}
+	return &maintenance.TasksResponse{Tasks: out}, nil
+}

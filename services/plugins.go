@@ -1,0 +1,92 @@
+package services
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+
+	api "github.com/berthd/berth/api/services/introspection/v1"
+	"github.com/berthd/berth/api/types"
+)
+
+// Snapshotter is a snapshot driver as introspection tells of it.
+type Snapshotter struct {
+	Name         string
+	Root         string
+	Capabilities []string
+	Err          error // why it can't be used; nil if it can
+}
+
+// Layout is what clients want to know of the daemon's parts.
+type Layout struct {
+	Root         string // what outlives the machine's power
+	Database     string // path of the database
+	Content      string // directory of the content store
+	Policy       string // "shared" or "isolated": whether namespaces share content
+	OptPath      string // where programs installed from images go
+	Snapshotters []Snapshotter
+}
+
+// Types and ids of plugins. They are names that clients look for; berth itself
+// has no plugins.
+const (
+	typePrefix    = "io.containerd."
+	runtimeType   = typePrefix + "runtime.v2"
+	runtimePlugin = runtimeType + "/task"
+	grpcType      = typePrefix + "grpc.v1"
+)
+
+// plugins lists the parts of the daemon under the names that clients look for,
+// also those that are not in use, with the reason.
+func plugins(l Layout) []*api.Plugin {
+	own := platforms.DefaultSpec()
+	platform := []*types.Platform{{Os: own.OS, Architecture: own.Architecture, Variant: own.Variant}}
+	list := []*api.Plugin{
+		{Type: runtimeType, Id: "task", Platforms: platform, Exports: map[string]string{"log-uri-schemes": "fifo,file"}},
+		{Type: typePrefix + "content.v1", Id: "content", Exports: map[string]string{"root": l.Content}},
+		{Type: typePrefix + "metadata.v1", Id: "bolt", Exports: map[string]string{"policy": l.Policy, "path": l.Database}},
+		{Type: typePrefix + "differ.v1", Id: "walking", Platforms: platform},
+		{Type: typePrefix + "gc.v1", Id: "scheduler"},
+		{Type: typePrefix + "event.v1", Id: "exchange"},
+		{Type: typePrefix + "lease.v1", Id: "manager"},
+		{Type: typePrefix + "shim.v1", Id: "manager"},
+		{Type: typePrefix + "internal.v1", Id: "opt", Exports: map[string]string{"path": l.OptPath}},
+	}
+	for _, s := range l.Snapshotters {
+		list = append(list, initErr(&api.Plugin{
+			Type: typePrefix + "snapshotter.v1", Id: s.Name, Platforms: platform,
+			Capabilities: s.Capabilities, Exports: map[string]string{"root": s.Root},
+		}, s.Err))
+	}
+	for _, id := range []string{
+		"containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases",
+		"namespaces", "snapshots", "tasks", "version",
+	} {
+		list = append(list, &api.Plugin{Type: grpcType, Id: id})
+	}
+	return append(list, missingPlugins()...)
+}
+
+// missingPlugins lists the parts that this version does not have.
+func missingPlugins() []*api.Plugin {
+	var list []*api.Plugin
+	for _, p := range []struct{ kind, id string }{
+		{typePrefix + "streaming.v1", "manager"},
+		{typePrefix + "transfer.v1", "local"},
+		{typePrefix + "sandbox.store.v1", "local"},
+		{typePrefix + "sandbox.controller.v1", "shim"},
+		{typePrefix + "mount-manager.v1", "bolt"},
+		{grpcType, "mounts"}, {grpcType, "sandbox-controllers"}, {grpcType, "sandboxes"},
+		{grpcType, "streaming"}, {grpcType, "transfer"},
+	} {
+		name := p.kind + "/" + p.id
+		list = append(list, initErr(&api.Plugin{Type: p.kind, Id: p.id},
+			fmt.Errorf("%s is not part of this version of berth: %w", name, errdefs.ErrNotImplemented)))
+	}
+	return list
+}
+
+// OptPath is where programs installed from images go under root.
+func OptPath(root string) string { return filepath.Join(root, "opt") }

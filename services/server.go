@@ -1,0 +1,203 @@
+package services
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	bimagesgrpc "github.com/berthd/berth/api/berth/images/v1/imagesgrpc"
+	"github.com/berthd/berth/api/berth/logs/v1/logsgrpc"
+	"github.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc"
+	"github.com/berthd/berth/api/services/containers/v1/containersgrpc"
+	"github.com/berthd/berth/api/services/content/v1/contentgrpc"
+	"github.com/berthd/berth/api/services/diff/v1/diffgrpc"
+	"github.com/berthd/berth/api/services/events/ttrpc/v1/forwardttrpc"
+	"github.com/berthd/berth/api/services/events/v1/eventsgrpc"
+	"github.com/berthd/berth/api/services/images/v1/imagesgrpc"
+	"github.com/berthd/berth/api/services/introspection/v1/introspectiongrpc"
+	"github.com/berthd/berth/api/services/leases/v1/leasesgrpc"
+	"github.com/berthd/berth/api/services/namespaces/v1/namespacesgrpc"
+	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
+	"github.com/berthd/berth/api/services/tasks/v1/tasksgrpc"
+	"github.com/berthd/berth/api/services/version/v1/versiongrpc"
+	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/events"
+	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/internal/logs"
+	"github.com/berthd/berth/internal/obs"
+	build "github.com/berthd/berth/internal/version"
+	"github.com/berthd/berth/metadata"
+	"github.com/berthd/berth/runtime"
+)
+
+// MaxMessage is how large a gRPC message may be, either way, in bytes.
+const MaxMessage = 16 << 20
+
+// forwardMethod is the one method of the ttrpc server.
+const forwardMethod = "/containerd.services.events.ttrpc.v1.Events/Forward"
+
+// Config is what the services stand on. Metrics may be nil; all else is
+// required.
+type Config struct {
+	DB      *metadata.DB
+	Tasks   *runtime.Tasks
+	Journal *events.Journal
+	Images  *images.Store
+	Logs    *logs.Store
+	// Collect runs a garbage collection that starts after the call, and waits
+	// for it.
+	Collect func(ctx context.Context) (metadata.Report, error)
+	// RuntimeInfo tells what an OCI runtime can do.
+	RuntimeInfo func(ctx context.Context, r *types.RuntimeRequest) (*types.RuntimeInfo, error)
+	Layout      Layout
+	UUID        string // of this daemon, for ever
+	Build       build.Info
+	Log         *slog.Logger
+	Metrics     *obs.Metrics
+	Drain       time.Duration // that calls in flight have to end once the daemon stops
+}
+
+// Server is the whole API, not yet listening.
+type Server struct {
+	grpc   *grpc.Server
+	ttrpc  *ttrpc.Server
+	health *health.Server
+	log    *slog.Logger
+	drain  time.Duration
+	stop   context.CancelFunc // ends the calls that have no end of their own
+}
+
+// New registers every service.
+func New(c Config) (*Server, error) {
+	var pidns syscall.Stat_t
+	if err := syscall.Stat("/proc/self/ns/pid", &pidns); err != nil {
+		return nil, fmt.Errorf("pid namespace: %w", err)
+	}
+	running, stop := context.WithCancel(context.Background())
+	e := &edge{log: c.Log, metrics: c.Metrics, running: running}
+	s := &Server{log: c.Log, drain: c.Drain, stop: stop, health: health.NewServer()}
+	s.grpc = grpc.NewServer(
+		grpc.UnaryInterceptor(e.unary), grpc.StreamInterceptor(e.stream), grpc.UnknownServiceHandler(unknown),
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
+		grpc.ConnectionTimeout(20*time.Second), grpc.SharedWriteBuffer(true),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	s.register(c, uint64(pidns.Ino))
+	e.known = methods(s.grpc)
+	e.known[forwardMethod] = true
+
+	// SO_PEERCRED is checked before the first byte is read: only the daemon's
+	// own shims may tell what happened to tasks.
+	var err error
+	s.ttrpc, err = ttrpc.NewServer(
+		ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireUidGid(os.Geteuid(), os.Getegid())),
+		ttrpc.WithUnaryServerInterceptor(e.ttrpc))
+	if err != nil {
+		stop()
+		return nil, fmt.Errorf("ttrpc server: %w", err)
+	}
+	forwardttrpc.RegisterEventsService(s.ttrpc, &forwardService{forward: c.Tasks.Forwarded})
+	return s, nil
+}
+
+func (s *Server) register(c Config, pidns uint64) {
+	g := s.grpc
+	grpc_health_v1.RegisterHealthServer(g, s.health)
+	versiongrpc.RegisterVersionServer(g, &versionService{build: c.Build})
+	introspectiongrpc.RegisterIntrospectionServer(g, &introspectionService{
+		uuid: c.UUID, pidns: pidns, plugins: plugins(c.Layout), runtime: c.RuntimeInfo,
+	})
+	namespacesgrpc.RegisterNamespacesServer(g, &namespaceService{db: c.DB})
+	containersgrpc.RegisterContainersServer(g, &containerService{db: c.DB, deleted: c.removeLog})
+	contentgrpc.RegisterContentServer(g, &contentService{db: c.DB})
+	imagesgrpc.RegisterImagesServer(g, &imageService{db: c.DB, collect: c.Collect})
+	snapshotsgrpc.RegisterSnapshotsServer(g, &snapshotService{db: c.DB})
+	diffgrpc.RegisterDiffServer(g, &diffService{db: c.DB})
+	leasesgrpc.RegisterLeasesServer(g, &leaseService{db: c.DB, collect: c.Collect})
+	eventsgrpc.RegisterEventsServer(g, &eventService{journal: c.Journal, forward: c.Tasks.Forwarded})
+	tasksgrpc.RegisterTasksServer(g, &taskService{db: c.DB, tasks: c.Tasks})
+	bimagesgrpc.RegisterImagesServer(g, &importService{store: c.Images})
+	maintenancegrpc.RegisterMaintenanceServer(g, &maintenanceService{db: c.DB, tasks: c.Tasks, collect: c.Collect})
+	logsgrpc.RegisterLogsServer(g, &logService{store: c.Logs, tasks: c.Tasks})
+}
+
+// removeLog removes the log of a container whose record is gone. That it could
+// not is no error of the delete; the next start tries again.
+func (c Config) removeLog(ctx context.Context, namespace, id string) {
+	if err := c.Logs.Remove(ctx, namespace, id, Recorded(c.DB)); err != nil {
+		c.Log.Warn("log of a deleted container stays", "namespace", namespace, "container", id, "error", err)
+	}
+}
+
+// methods lists the full names of what a server serves.
+func methods(g *grpc.Server) map[string]bool {
+	known := map[string]bool{}
+	for service, info := range g.GetServiceInfo() {
+		for _, m := range info.Methods {
+			known["/"+service+"/"+m.Name] = true
+		}
+	}
+	return known
+}
+
+// Serve answers calls from both listeners, which it closes, until ctx ends.
+// Then it lets calls in flight end, within the bound that Config.Drain sets.
+func (s *Server) Serve(ctx context.Context, forGRPC, forTTRPC net.Listener) error {
+	defer s.stop()
+	failed := make(chan error, 2)
+	go func() { failed <- s.grpc.Serve(forGRPC) }()
+	go func() { failed <- s.ttrpc.Serve(context.WithoutCancel(ctx), forTTRPC) }()
+	left := 2
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		left--
+		err = fmt.Errorf("serve: %w", err)
+	}
+	s.end()
+	for range left {
+		<-failed // told to end; why it did says nothing new
+	}
+	return err
+}
+
+// end drains both servers: first the calls of clients, as they may still wait
+// for events from shims.
+func (s *Server) end() {
+	s.health.Shutdown()
+	s.stop()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		s.grpc.GracefulStop()
+	}()
+	timer := time.NewTimer(s.drain)
+	defer timer.Stop()
+	select {
+	case <-drained:
+	case <-timer.C:
+		s.log.Warn("calls in flight did not end in time and are cut off", "bound", s.drain)
+		s.grpc.Stop()
+		<-drained
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := s.ttrpc.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		s.log.Warn("ttrpc server", "error", err)
+	}
+	if err := s.ttrpc.Close(); err != nil {
+		s.log.Warn("ttrpc server", "error", err)
+	}
+}
