@@ -212,11 +212,11 @@ func (c *container) kill(ctx context.Context, p *process, sig unix.Signal, all b
 	return err
 }
 
-// thaw resumes a paused task, since what is frozen by a cgroup of version 1 can
-// not be killed. A task in any other state is left alone.
+// thaw resumes a task that is paused or about to be, since what is frozen by a
+// cgroup of version 1 can not be killed. A task in any other state is left alone.
 func (c *container) thaw(ctx context.Context) error {
 	c.mu.Lock()
-	paused := c.init.state == Paused
+	paused := c.init.state == Paused || c.init.state == Pausing
 	c.mu.Unlock()
 	if !paused {
 		return nil
