@@ -223,6 +223,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
+var errCut = invalid("the tar ends too early")
+
 // kind gives errors of the file system the kind that a caller acts on.
 func kind(err error) error {
 	switch {
@@ -260,7 +262,7 @@ func (s *source) blame(err error) error {
 	case s.failed != nil:
 		return s.failed
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return invalid("the tar ends too early")
+		return errCut
 	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong):
 		return invalid("not a tar, or a damaged one: %v", err)
 	}

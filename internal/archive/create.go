@@ -90,6 +90,9 @@ func (a *applier) fill(fd int, h *tar.Header, content io.Reader) error {
 		if err == io.EOF {
 			break
 		}
+		if err == io.ErrUnexpectedEOF {
+			return errCut
+		}
 		if err != nil {
 			return invalid("read its content: %v", err)
 		}
