@@ -41,6 +41,7 @@ func Run(t *testing.T, open Open) {
 	} {
 		t.Run(name, func(t *testing.T) { test(newFixture(t, open)) })
 	}
+	t.Run("PowerCut", func(t *testing.T) { testPowerCut(t, open) })
 }
 
 // testLayers builds three layers, each of which changes what is below in
