@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
@@ -57,6 +58,9 @@ type Client struct {
 	away      func(error)
 }
 
+// maxPath is the longest path of a unix socket, in bytes (unix(7)).
+const maxPath = 107
+
 // DialError says that nobody answers at an address.
 type DialError struct {
 	Address string // path of the socket
@@ -80,6 +84,14 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	if path == "" {
 		path = DefaultAddress
 	}
+	// Names of fifos are made from it, which others open from elsewhere.
+	path, err := filepath.Abs(path)
+	if err == nil && len(path) > maxPath {
+		err = fmt.Errorf("the path is longer than the %d bytes that a socket's may have: %w", maxPath, errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
+		return nil, &DialError{Address: path, Err: err}
+	}
 	c := &Client{address: path, namespace: o.Namespace, fifoDir: o.FIFODir, away: o.Away}
 	if c.namespace == "" {
 		c.namespace = DefaultNamespace
@@ -98,7 +110,6 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
-	var err error
 	if c.conn, err = connect(ctx, path); err != nil {
 		return nil, &DialError{Address: path, Err: err}
 	}

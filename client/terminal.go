@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -31,7 +32,23 @@ func IsTerminal(f *os.File) bool {
 
 // Raw makes the terminal pass on every key as it is, ^C too, and write every
 // byte as it comes. Restore must follow.
-func (t *Terminal) Raw() error { return t.console.SetRaw() }
+func (t *Terminal) Raw() error {
+	if err := t.console.SetRaw(); err != nil {
+		return err
+	}
+	// SetRaw leaves output processing on; the process's own terminal has done
+	// that already.
+	fd := int(t.console.Fd())
+	state, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err == nil {
+		state.Oflag &^= unix.OPOST
+		err = unix.IoctlSetTermios(fd, unix.TCSETS, state)
+	}
+	if err != nil {
+		return errors.Join(os.NewSyscallError("ioctl", err), t.Restore())
+	}
+	return nil
+}
 
 // Restore sets the terminal back to how it was at OpenTerminal.
 func (t *Terminal) Restore() error { return t.console.Reset() }

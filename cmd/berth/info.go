@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/berthd/berth/api/services/images/v1"
@@ -83,7 +84,7 @@ func readInfo(ctx context.Context, c *client.Client) (*daemonInfo, error) {
 		if failure == nil && plugin.GetType() == "io.containerd.snapshotter.v1" {
 			info.Snapshotters = append(info.Snapshotters, plugin.GetId())
 		}
-		if failure != nil {
+		if failure != nil && failure.GetCode() != int32(codes.Unimplemented) { // left out is not broken
 			info.Broken = append(info.Broken, broken{Part: plugin.GetType() + "/" + plugin.GetId(), Error: failure.GetMessage()})
 		}
 	}

@@ -19,6 +19,10 @@ const endTimeout = 30 * time.Second
 // it is passed on.
 const drainTimeout = 10 * time.Second
 
+// outputGrace is how long a process has to end by itself once its output has
+// nowhere to go.
+const outputGrace = 2 * time.Second
+
 // session is a process in the foreground: berth's streams, terminal and signals
 // are its.
 type session struct {
@@ -124,7 +128,7 @@ func (s *session) live(p *client.Process, exits <-chan client.Exit) client.Exit 
 			s.say(fmt.Errorf("the output has nowhere to go, ending %s: %w", p, err))
 			s.proxy.deliver(p, unix.SIGTERM)
 			// Most first processes do not heed signals that they know nothing of.
-			kill := time.AfterFunc(defaultGrace, func() { s.proxy.deliver(p, unix.SIGKILL) })
+			kill := time.AfterFunc(outputGrace, func() { s.proxy.deliver(p, unix.SIGKILL) })
 			defer kill.Stop()
 		}
 	}
