@@ -86,8 +86,8 @@ func matchAny(patterns []string, path string) bool {
 }
 
 // chain gives the shortest way from a package to one that is wanted, both
-// included; nil if there is none.
-func (g graph) chain(from string, wanted func(path string) bool) []string {
+// included, and not through one that is fine; nil if there is none.
+func (g graph) chain(from string, wanted, fine func(path string) bool) []string {
 	cameFrom := map[string]string{from: ""}
 	for queue := []string{from}; len(queue) > 0; queue = queue[1:] {
 		at := queue[0]
@@ -100,7 +100,7 @@ func (g graph) chain(from string, wanted func(path string) bool) []string {
 			return way
 		}
 		for _, next := range slices.Sorted(slices.Values(g[at])) {
-			if _, seen := cameFrom[next]; !seen {
+			if _, seen := cameFrom[next]; !seen && !fine(next) {
 				cameFrom[next] = at
 				queue = append(queue, next)
 			}
@@ -173,8 +173,8 @@ func checkNever(g graph, own []string) []string {
 				continue
 			}
 			way := g.chain(from, func(path string) bool {
-				return matchAny(rule.to, path) && !matchAny(rule.except, path) && !matchAny(rule.from, path)
-			})
+				return matchAny(rule.to, path) && !matchAny(rule.from, path)
+			}, func(path string) bool { return matchAny(rule.except, path) })
 			if way != nil {
 				report = append(report, fmt.Sprintf("%s must not reach %s: %s\n\t%s", short(from), short(way[len(way)-1]), rule.reason, show(way)))
 			}

@@ -94,9 +94,12 @@ func TestChain(t *testing.T) {
 	g := graph{"a": {"b", "c"}, "b": {"d"}, "c": {"e"}, "d": {"e"}, "e": {"a"}}
 	to := func(want string) func(string) bool { return func(path string) bool { return path == want } }
 	for want, way := range map[string][]string{"e": {"a", "c", "e"}, "d": {"a", "b", "d"}, "a": nil, "z": nil} {
-		if got := g.chain("a", to(want)); !slices.Equal(got, way) {
+		if got := g.chain("a", to(want), to("none")); !slices.Equal(got, way) {
 			t.Errorf("to %s: %v, want %v", want, got, way)
 		}
+	}
+	if got, want := g.chain("a", to("e"), to("c")), []string{"a", "b", "d", "e"}; !slices.Equal(got, want) {
+		t.Errorf("around c: %v, want %v", got, want)
 	}
 }
 
