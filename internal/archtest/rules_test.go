@@ -80,10 +80,11 @@ var never = []struct {
 	},
 }
 
-// testOnly are packages that exist to be imported by tests; rules on what gets
-// into programs don't hold for them.
+// testOnly are packages that exist to be imported by tests. Rules on what gets
+// into programs don't hold for them, and programs don't import them.
 var testOnly = []string{
 	"./internal/leak", "./internal/archtest", "./internal/testimage", "./internal/powercut",
+	"./internal/fakedaemon",
 	"./content/contenttest", "./snapshots/snapshottest",
 }
 
