@@ -14,11 +14,11 @@ import (
 const BusyboxPath = "/bin/busybox"
 
 // applets are the names under which busybox can be called in the image.
-const applets = `[ [[ ash awk base64 basename cat chgrp chmod chown chroot clear cmp cp cut date dd df diff dirname dmesg
-du echo egrep env expr factor false fgrep find fold free grep groups gunzip gzip head hexdump hostname id ifconfig ip kill killall
-less link ln logger ls md5sum mkdir mkfifo mknod mktemp more mount mv nc netstat nice nohup nproc nslookup od paste pidof ping
-printenv printf ps pwd readlink realpath reset rev rm rmdir route sed seq setsid sh sha256sum sha512sum shuf sleep sort split stat
-stty sum sync tac tail tar tee test time timeout top touch tr true truncate tty umount uname uniq unlink unzip uptime usleep vi
+const applets = `[ [[ ash awk base64 basename cat chgrp chmod chown chroot clear cmp cp cut date dd df diff dirname dmesg du echo egrep
+env expr factor false fgrep find fold free grep groups gunzip gzip head hexdump hostname id ifconfig ip kill killall
+less link ln logger ls md5sum mkdir mkfifo mknod mktemp more mount mv nc netstat nproc nslookup od paste pidof ping
+printf ps pwd readlink realpath reset rev rm rmdir route sed seq setsid sh sha256sum sha512sum shuf sleep sort stat stty
+sync tac tail tar tee test time timeout top touch tr true truncate tty umount uname uniq unlink unzip uptime usleep vi
 watch wc wget which whoami xargs xxd yes zcat`
 
 // Busybox is the image of a static busybox: two layers, the program with its

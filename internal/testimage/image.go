@@ -7,6 +7,7 @@ package testimage
 import (
 	"archive/tar"
 	"bytes"
+	_ "crypto/sha256" // for package digest
 	"encoding/json"
 	"fmt"
 	"io"
