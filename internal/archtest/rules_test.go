@@ -83,7 +83,7 @@ var never = []struct {
 // testOnly are packages that exist to be imported by tests. Rules on what gets
 // into programs don't hold for them, and programs don't import them.
 var testOnly = []string{
-	"./internal/leak", "./internal/archtest", "./internal/testimage", "./internal/powercut",
+	"./internal/leak", "./internal/archtest", "./internal/testimage/...", "./internal/powercut",
 	"./internal/fakedaemon",
 	"./content/contenttest", "./snapshots/snapshottest",
 }
