@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/api/services/images/v1"
-	"github.com/berthd/berth/internal/fakedaemon"
+	"github.com/berthd/berth/client/fakedaemon"
 	"github.com/berthd/berth/internal/leak"
 )
 

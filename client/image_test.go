@@ -8,7 +8,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/berthd/berth/internal/fakedaemon"
+	"github.com/berthd/berth/client/fakedaemon"
 )
 
 func TestFindImage(t *testing.T) {

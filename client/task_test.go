@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/api/types/task"
-	"github.com/berthd/berth/internal/fakedaemon"
+	"github.com/berthd/berth/client/fakedaemon"
 	"github.com/berthd/berth/internal/leak"
 	"github.com/berthd/berth/runtime/spec"
 )
