@@ -13,9 +13,11 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/internal/durable"
+	"github.com/berthd/berth/metadata/boltfile"
 	"github.com/berthd/berth/metadata/rows"
 	"github.com/berthd/berth/protobuf"
 	"github.com/berthd/berth/snapshots"
@@ -28,6 +30,7 @@ const (
 	schemaKey = "schema"
 	// lockTimeout is how long another process may still have the file open.
 	lockTimeout = 2 * time.Second
+	lockRetry   = 50 * time.Millisecond
 	// mapSize is the address space set aside for the file. Only a larger file
 	// is mapped anew, which has to wait for all readers.
 	mapSize = 256 << 20
@@ -55,9 +58,8 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	return db, nil
 }
 
-// openFile opens the file, once it is known to be whole and of a version that
-// can be read. bbolt looks for free pages in a goroutine of its own, in which a
-// damaged page would end the process; so every page is visited here before.
+// openFile opens the file, once it is known to be whole: bbolt panics on
+// damage, in part in goroutines of its own.
 func (db *DB) openFile() error {
 	info, err := os.Stat(db.options.Path)
 	isNew := errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0
@@ -65,16 +67,12 @@ func (db *DB) openFile() error {
 		return err
 	}
 	if !isNew {
-		if err := db.inspect(); err != nil {
+		if err := db.inspect(info.Size()); err != nil {
 			return err
 		}
 	}
-	err = db.protect("open", func() (err error) {
-		db.bolt, err = bolt.Open(db.options.Path, 0o600, &bolt.Options{
-			Timeout: lockTimeout, NoFreelistSync: true, FreelistType: bolt.FreelistMapType,
-			InitialMmapSize: mapSize, NoStatistics: true,
-		})
-		return err
+	db.bolt, err = db.boltOpen(bolt.Options{
+		NoFreelistSync: true, FreelistType: bolt.FreelistMapType, InitialMmapSize: mapSize, NoStatistics: true,
 	})
 	if err != nil {
 		return openError(err)
@@ -91,37 +89,50 @@ func (db *DB) openFile() error {
 	return nil
 }
 
-// inspect reads the version, and visits every page.
-func (db *DB) inspect() error {
-	var file *bolt.DB
-	err := db.protect("inspect", func() (err error) {
-		file, err = bolt.Open(db.options.Path, 0o600, &bolt.Options{ReadOnly: true, Timeout: lockTimeout})
-		if err != nil {
-			return err
-		}
-		return file.View(func(tx *bolt.Tx) error {
-			if err := checkVersion(tx); err != nil {
-				return err
-			}
-			return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return visit(b) })
-		})
-	})
-	if file != nil {
-		err = errors.Join(err, db.protect("close", file.Close))
+// boltOpen opens the file. After a panic bbolt would leave it open, and locked.
+func (db *DB) boltOpen(o bolt.Options) (file *bolt.DB, err error) {
+	var opened *os.File
+	o.Timeout = lockTimeout
+	o.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
+		opened, err = os.OpenFile(name, flag, perm)
+		return opened, err
 	}
-	return openError(err)
+	err = db.protect("open", func() (err error) {
+		file, err = bolt.Open(db.options.Path, 0o600, &o)
+		return err
+	})
+	if err == nil {
+		return file, nil
+	}
+	if opened != nil {
+		if closing := opened.Close(); !errors.Is(closing, os.ErrClosed) {
+			err = errors.Join(err, closing)
+		}
+	}
+	return nil, err
 }
 
-// visit reads all keys of a bucket, and of those in it.
-func visit(b *bolt.Bucket) error {
-	return b.ForEach(func(key, value []byte) error {
-		if value == nil {
-			if below := b.Bucket(key); below != nil {
-				return visit(below)
-			}
+// inspect looks whether the file is whole. It holds bbolt's lock meanwhile.
+func (db *DB) inspect(size int64) (err error) {
+	file, err := os.Open(db.options.Path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	for deadline := time.Now().Add(lockTimeout); ; {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			break
 		}
-		return nil
-	})
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock: %w", err)
+		}
+		if time.Now().After(deadline) {
+			return openError(berrors.ErrTimeout)
+		}
+		time.Sleep(lockRetry)
+	}
+	return openError(boltfile.Verify(file, size))
 }
 
 // openError says what an error of bbolt means.

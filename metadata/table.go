@@ -14,6 +14,9 @@ import (
 // separator ends each part of a key but the last.
 const separator = "\x00"
 
+// afterSeparator is what sorts right behind it.
+const afterSeparator = "\x01"
+
 // maxKey bounds a key with its namespace, in bytes; bbolt's own bound is twice
 // that.
 const maxKey = 16 << 10

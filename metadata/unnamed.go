@@ -114,12 +114,16 @@ func (db *DB) removeBlob(ctx context.Context, d digest.Digest) (done bool, err e
 	return true, nil
 }
 
-// hasBlob tells whether any namespace has a blob.
+// hasBlob tells whether any namespace has a blob. It asks the rows of blobs for
+// their namespaces: bytes must not go because a namespace lost its own row.
 func (tx *Tx) hasBlob(d string) bool {
-	for _, ns := range tx.namespaces() {
+	cursor := tx.bolt.Bucket([]byte(blobTable.bucket)).Cursor()
+	for key, _ := cursor.First(); key != nil; {
+		ns, _, _ := cut(string(key))
 		if blobTable.Has(tx, ns, d) {
 			return true
 		}
+		key, _ = cursor.Seek([]byte(ns + afterSeparator))
 	}
 	return false
 }

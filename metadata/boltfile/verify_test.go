@@ -1,0 +1,149 @@
+package boltfile
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// build makes a file with branches, long values, inline and nested buckets.
+func build(t testing.TB, noFreelistSync bool) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "db")
+	db, err := bolt.Open(path, 0o600, &bolt.Options{NoFreelistSync: noFreelistSync, FreelistType: bolt.FreelistMapType, NoGrowSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		err := db.Update(func(tx *bolt.Tx) error {
+			b, err := tx.CreateBucketIfNotExists([]byte("many"))
+			if err != nil {
+				return err
+			}
+			for i := range 3000 {
+				key := fmt.Appendf(nil, "key %d", (i*7919)%3000)
+				if (i+round)%3 == 0 {
+					err = b.Delete(key)
+				} else {
+					err = b.Put(key, bytes.Repeat([]byte{byte(i)}, i%400))
+				}
+				if err != nil {
+					return err
+				}
+			}
+			small, err := tx.CreateBucketIfNotExists([]byte("small"))
+			if err == nil {
+				err = small.Put([]byte("a"), []byte("b"))
+			}
+			if err == nil {
+				err = b.Put([]byte("long"), make([]byte, 100_000))
+			}
+			if err != nil {
+				return err
+			}
+			nested, err := b.CreateBucketIfNotExists([]byte("nested"))
+			if err != nil {
+				return err
+			}
+			return nested.Put([]byte("x"), make([]byte, 5000))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func verify(data []byte) error { return Verify(bytes.NewReader(data), int64(len(data))) }
+
+func TestWhole(t *testing.T) {
+	for _, noFreelistSync := range []bool{true, false} {
+		data := build(t, noFreelistSync)
+		if err := verify(data); err != nil {
+			t.Error(err)
+		}
+		// Without one meta page the other counts, and what it refers to has not
+		// been written over yet.
+		for page := range 2 {
+			cut := bytes.Clone(data)
+			clear(cut[page*4096 : page*4096+4096])
+			if err := verify(cut); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// TestAgreesWithBolt: what Verify lets through bbolt can read, all of it,
+// whatever was done to the file.
+func TestAgreesWithBolt(t *testing.T) {
+	whole := build(t, true)
+	random := rand.New(rand.NewPCG(3, 4))
+	path := filepath.Join(t.TempDir(), "db")
+	refused := 0
+	for range 300 {
+		data := bytes.Clone(whole)
+		page := 4096 * random.IntN(len(data)/4096)
+		for range 1 + random.IntN(6) {
+			data[page+random.IntN(200)] ^= 1 << random.IntN(8)
+		}
+		if verify(data) != nil {
+			refused++
+			continue
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		db, err := bolt.Open(path, 0o600, &bolt.Options{NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = db.View(func(tx *bolt.Tx) error {
+			for err := range tx.Check() {
+				t.Error(err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if refused < 50 {
+		t.Errorf("only %d refused", refused)
+	}
+}
+
+func TestCutOff(t *testing.T) {
+	whole := build(t, true)
+	for _, size := range []int{0, 1, 80, 4095, 4096, 8192, len(whole) / 3} {
+		if err := verify(whole[:size]); err == nil {
+			t.Errorf("%d of %d bytes are whole", size, len(whole))
+		}
+	}
+}
+
+func FuzzVerify(f *testing.F) {
+	whole := build(f, false)
+	f.Add(uint32(0), []byte{1})
+	f.Add(uint32(4096*2+16), []byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, at uint32, noise []byte) {
+		data := bytes.Clone(whole)
+		copy(data[int(at)%len(data):], noise)
+		_ = verify(data)
+	})
+}
