@@ -49,6 +49,7 @@ type Daemon struct {
 	// mu guards everything below.
 	mu         sync.Mutex
 	fates      map[string]*Fate
+	held       map[string]func()
 	calls      []Call
 	images     map[string]*images.Image
 	blobs      map[string][]byte
@@ -76,6 +77,7 @@ func New(t testing.TB) *Daemon {
 		Address:    filepath.Join(dir, "berth.sock"),
 		Rootfs:     filepath.Join(dir, "rootfs"),
 		fates:      map[string]*Fate{},
+		held:       map[string]func(){},
 		images:     map[string]*images.Image{},
 		blobs:      map[string][]byte{},
 		snapshots:  map[string]string{},
@@ -165,10 +167,11 @@ func (d *Daemon) Container(id string) *containers.Container {
 	return d.containers[id]
 }
 
+// short is a method without the name of its package.
+func short(full string) string { return full[strings.LastIndexByte(full, '.')+1:] }
+
 // enter notes a call and gives its fate.
-func (d *Daemon) enter(ctx context.Context, full string) *Fate {
-	parts := strings.Split(full, "/")
-	method := parts[1][strings.LastIndexByte(parts[1], '.')+1:] + "/" + parts[2]
+func (d *Daemon) enter(ctx context.Context, method string) *Fate {
 	header, _ := metadata.FromIncomingContext(ctx)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -185,7 +188,11 @@ func (d *Daemon) enter(ctx context.Context, full string) *Fate {
 }
 
 func (d *Daemon) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	fate := d.enter(ctx, info.FullMethod)
+	method := short(info.FullMethod)
+	fate := d.enter(ctx, method)
+	if err := d.hold(ctx, method); err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
 	if fate != nil && !fate.After {
 		return nil, errgrpc.ToGRPC(fate.Err)
 	}
@@ -197,7 +204,7 @@ func (d *Daemon) unary(ctx context.Context, request any, info *grpc.UnaryServerI
 }
 
 func (d *Daemon) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	fate := d.enter(stream.Context(), info.FullMethod)
+	fate := d.enter(stream.Context(), short(info.FullMethod))
 	if fate != nil && !fate.After {
 		return errgrpc.ToGRPC(fate.Err)
 	}
@@ -212,4 +219,26 @@ func (d *Daemon) stream(server any, stream grpc.ServerStream, info *grpc.StreamS
 func leaseOf(ctx context.Context) string {
 	header, _ := metadata.FromIncomingContext(ctx)
 	return strings.Join(header.Get("containerd-lease"), ",")
+}
+
+// Hold makes the next call of a method wait until its caller gives up, after
+// reached was called.
+func (d *Daemon) Hold(method string, reached func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held[method] = reached
+}
+
+// hold waits if the call is to be held.
+func (d *Daemon) hold(ctx context.Context, method string) error {
+	d.mu.Lock()
+	reached := d.held[method]
+	delete(d.held, method)
+	d.mu.Unlock()
+	if reached == nil {
+		return nil
+	}
+	reached()
+	<-ctx.Done()
+	return ctx.Err()
 }
