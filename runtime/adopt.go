@@ -21,7 +21,7 @@ func (t *Tasks) supervise(k *task) {
 			pause = t.cfg.Deadlines.Retry
 		case lost:
 			t.guard(k)
-		case stopped, quarantined:
+		case stopped, quarantined, leaving:
 			return // nothing can happen to it by itself
 		case adopting:
 			if v.judged {
@@ -51,7 +51,7 @@ func (t *Tasks) review(k *task) {
 	}
 	defer k.lane.leave()
 	v := k.view()
-	if k.ctx.Err() != nil || v.stand == stopped || v.stand == quarantined {
+	if k.ctx.Err() != nil || v.stand == stopped || v.stand == quarantined || v.stand == leaving {
 		return // a Delete was faster
 	}
 	select {
@@ -141,17 +141,33 @@ func (t *Tasks) dismiss(ctx context.Context, c *conn) error {
 	if c == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Shutdown)
-	defer cancel()
-	_, err := call(ctx, c, "shut down", 0, c.shim.Shutdown, &shimtask.ShutdownRequest{})
-	if err != nil && !errors.Is(err, errShimGone) {
+	if err := t.shutdown(ctx, c); err != nil {
 		return err
 	}
+	return t.parted(ctx, c)
+}
+
+// shutdown tells a shim without containers to leave.
+func (t *Tasks) shutdown(ctx context.Context, c *conn) error {
+	_, err := call(ctx, c, "shut down", t.cfg.Deadlines.Shutdown, c.shim.Shutdown, &shimtask.ShutdownRequest{})
+	if errors.Is(err, errShimGone) {
+		return nil
+	}
+	return err
+}
+
+// parted waits until a shim that was told to leave has closed its connection,
+// which it does once its events are delivered.
+func (t *Tasks) parted(ctx context.Context, c *conn) error {
+	timer := time.NewTimer(t.cfg.Deadlines.Shutdown)
+	defer timer.Stop()
 	select {
 	case <-c.done:
 		return nil
+	case <-timer.C:
+		return fmt.Errorf("the shim did not leave within %s: %w", t.cfg.Deadlines.Shutdown, context.DeadlineExceeded)
 	case <-ctx.Done():
-		return fmt.Errorf("the shim did not leave within %s: %w", t.cfg.Deadlines.Shutdown, ctx.Err())
+		return ctx.Err()
 	}
 }
 

@@ -83,27 +83,24 @@ func (b bundles) make(in record.Intent, config []byte) (err error) {
 	return nil
 }
 
-// remove unmounts what is mounted in a bundle and removes it. It can be called
-// again after it failed. Once the bundle's name is free it succeeds; what can't
-// be removed under the name with a dot is left to the next start, and logged.
-func (b bundles) remove(log *slog.Logger, ns, id string) error {
+// remove unmounts what is mounted in a bundle and frees its name. It can be
+// called again after it failed. What it returns is the bundle's new name, with a
+// dot, which is to be removed; "" if there is none.
+func (b bundles) remove(ns, id string) (gone string, err error) {
 	dir := b.path(ns, id)
 	if err := unmountRootfs(dir); err != nil {
-		return err
+		return "", err
 	}
-	gone := filepath.Join(string(b), ns, "."+id+goneSuffix+rand.Text()[:8])
+	gone = filepath.Join(string(b), ns, "."+id+goneSuffix+rand.Text()[:8])
 	if err := durable.RenameVolatile("runtime.remove", dir, gone); err != nil {
 		if _, serr := os.Lstat(dir); !errors.Is(serr, fs.ErrNotExist) {
-			return err
+			return "", err
 		}
 		if _, serr := os.Lstat(gone); errors.Is(serr, fs.ErrNotExist) {
-			return nil // removed before
+			return "", nil // removed before
 		}
 	}
-	if err := removeTree(gone); err != nil {
-		log.Warn("bundle not removed; the next start tries again", "path", gone, "error", err)
-	}
-	return nil
+	return gone, nil
 }
 
 // unmountRootfs unmounts a bundle's root file system and all in it.
@@ -154,17 +151,16 @@ func (b bundles) list(log *slog.Logger) (found []name, leftovers []string, err e
 	return found, leftovers, nil
 }
 
-// sweep removes what list called leftovers.
-func (b bundles) sweep(log *slog.Logger, leftovers []string) {
+// sweep removes what list called leftovers, and what remove has left. What it
+// can't remove is for the next start.
+func sweep(log *slog.Logger, leftovers ...string) {
 	for _, path := range leftovers {
 		err := unmountRootfs(path)
 		if err == nil {
 			err = removeTree(path)
 		}
 		if err != nil {
-			log.Warn("leftover not removed; the next start tries again", "path", path, "error", err)
-			continue
+			log.Warn("leftover of a bundle not removed; the next start tries again", "path", path, "error", err)
 		}
-		log.Info("leftover removed", "path", path)
 	}
 }

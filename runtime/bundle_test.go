@@ -45,9 +45,13 @@ func TestBundle(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(string(b), testNS, ".*-*")); len(left) != 0 {
 		t.Errorf("left: %q", left)
 	}
-	for range 2 { // the second time there is nothing to do
-		if err := b.remove(slog.Default(), testNS, "a"); err != nil {
-			t.Fatal(err)
+	for _, there := range []bool{true, false} { // the second time there is nothing to do
+		gone, err := b.remove(testNS, "a")
+		if err != nil || (gone != "") != there {
+			t.Fatal(gone, err)
+		}
+		if there {
+			sweep(slog.Default(), gone)
 		}
 	}
 	if left, _ := os.ReadDir(filepath.Join(string(b), testNS)); len(left) != 0 {
@@ -131,9 +135,11 @@ func TestRemoveMounted(t *testing.T) {
 	rootfs := filepath.Join(b.path(testNS, "a"), record.RootfsDir)
 	mountTmpfs(t, rootfs)
 	mountTmpfs(t, filepath.Join(rootfs, "proc"))
-	if err := b.remove(slog.Default(), testNS, "a"); err != nil {
+	gone, err := b.remove(testNS, "a")
+	if err != nil {
 		t.Fatal(err)
 	}
+	sweep(slog.Default(), gone)
 	if _, err := os.Stat(b.path(testNS, "a")); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
@@ -153,7 +159,7 @@ func TestList(t *testing.T) {
 	if err != nil || len(found) != 2 || found[0] != (name{"ns", "a"}) || found[1] != (name{"other", "d"}) || len(leftovers) != 2 {
 		t.Fatal(found, leftovers, err)
 	}
-	b.sweep(slog.Default(), leftovers)
+	sweep(slog.Default(), leftovers...)
 	for path, there := range map[string]bool{"ns/.new-b-1": false, "ns/.c-gone-1": false, "ns/bad..name": true, "ns/file": true} {
 		if _, err := os.Lstat(filepath.Join(string(b), path)); (err == nil) != there {
 			t.Errorf("%s: %v", path, err)

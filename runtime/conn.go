@@ -117,7 +117,7 @@ func (c *conn) explain(ctx context.Context, what string, limit time.Duration, er
 	if s, ok := status.FromError(err); ok && s.Code() != codes.DeadlineExceeded {
 		return errgrpc.ToNative(err)
 	} else if ok {
-		return fmt.Errorf("the shim gave up to %s (%s): %w", what, s.Message(), context.DeadlineExceeded)
+		return fmt.Errorf("the shim could not %s in time (%s): %w", what, s.Message(), context.DeadlineExceeded)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("the shim did not %s within %s: %w", what, limit, context.DeadlineExceeded)

@@ -27,15 +27,15 @@ func (t *Tasks) Create(ctx context.Context, ns string, c *containers.Container, 
 	}
 	defer t.wg.Done()
 	id := r.GetContainerId()
-	if err := t.replaceable(ctx, ns, id); err != nil {
-		return nil, err
-	}
 	p, err := t.plan(ns, c, r)
 	if err != nil {
 		return nil, fmt.Errorf("create task %q: %w", id, err)
 	}
+	if err := t.makeWay(ctx, ns, id); err != nil {
+		return nil, fmt.Errorf("create task %q: %w", id, err)
+	}
 	p.intent.BootID, p.intent.CreatedAt = t.bootID, t.cfg.Now()
-	k, err := t.reserve(ns, id)
+	k, err := t.reserve(p.intent)
 	if err != nil {
 		return nil, fmt.Errorf("create: %w", err)
 	}
@@ -47,27 +47,35 @@ func (t *Tasks) Create(ctx context.Context, ns string, c *containers.Container, 
 	return &tasks.CreateTaskResponse{ContainerId: id, Pid: pid}, nil
 }
 
-// replaceable makes way for a new task. A task that stopped after its shim had
-// died has been reported as deleted to everybody who listens; it does not stand
-// in the way.
-func (t *Tasks) replaceable(ctx context.Context, ns, id string) error {
+// makeWay sees to it that a task that is as good as gone does not stand in the
+// way of a new one: it waits for one that was deleted, whose last events are
+// still to come before the first of the new one, and deletes one that stopped
+// after its shim had died, which everybody who listens was told is deleted.
+func (t *Tasks) makeWay(ctx context.Context, ns, id string) error {
 	k := t.find(ns, id)
 	if k == nil {
 		return nil
 	}
 	k.mu.Lock()
-	reported := k.stand == stopped && k.seen.deleted
+	stand, reported := k.stand, k.seen.deleted
 	k.mu.Unlock()
-	if !reported {
-		return nil // reserve says that it exists
+	switch {
+	case stand == leaving:
+		select {
+		case <-k.ctx.Done():
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the shim of the task %q that was deleted before: %w", id, ctx.Err())
+		}
+	case stand == stopped && reported:
+		if _, err := t.Delete(ctx, ns, &tasks.DeleteTaskRequest{ContainerId: id}); err != nil {
+			return err
+		}
 	}
-	_, err := t.Delete(ctx, ns, &tasks.DeleteTaskRequest{ContainerId: id})
-	return err
+	return nil // reserve says whether it exists
 }
 
 // create does what a plan says, or undoes what it did.
 func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
-	k.intent = p.intent
 	if err := t.bundles.make(p.intent, p.config); err != nil {
 		t.drop(k)
 		if errors.Is(err, fs.ErrExist) {
@@ -191,8 +199,12 @@ func (t *Tasks) undoShim(ctx context.Context, k *task, shim *child, c *conn, ans
 
 // clear removes the bundle and the socket of a task of which no process is left.
 func (t *Tasks) clear(k *task) error {
-	if err := t.bundles.remove(t.cfg.Log, k.ns, k.id); err != nil {
+	gone, err := t.bundles.remove(k.ns, k.id)
+	if err != nil {
 		return err
+	}
+	if gone != "" {
+		t.wg.Go(func() { sweep(t.cfg.Log, gone) })
 	}
 	if err := os.Remove(k.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

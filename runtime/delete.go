@@ -110,25 +110,55 @@ func (t *Tasks) delete(ctx context.Context, k *task) (record.Exit, error) {
 	return record.Exit{}, fmt.Errorf("%s: %w", v.reason, errdefs.ErrUnavailable)
 }
 
-// deleteWithShim has the shim delete the container and leave.
+// deleteWithShim has the shim delete the container and leave. It does not wait
+// for the leaving, unless something is amiss.
 func (t *Tasks) deleteWithShim(ctx context.Context, k *task, v view) (record.Exit, error) {
 	c := v.conn
 	exit, err := t.shimDelete(ctx, k, c)
 	if err != nil {
 		return record.Exit{}, err
 	}
-	// The shim has no container any more, so it may be ended if it does not
-	// leave by itself. It leaves once its events are delivered.
-	if err := t.dismiss(ctx, c); err != nil {
-		t.cfg.Log.Warn("shim without a container ended", "namespace", k.ns, "id", k.id, "error", err)
+	// The shim has to know that it is to leave before the bundle goes: nobody
+	// could tell it after a crash of the daemon.
+	told := t.shutdown(ctx, c)
+	if told == nil {
+		if err = t.clear(k); err == nil {
+			k.exited(exit)
+			k.release()
+			k.set(leaving, "deleted", c)
+			t.wg.Go(func() { t.farewell(k, c, exit) })
+			return exit, nil
+		}
+		told = t.parted(ctx, c)
 	}
-	if err := t.endShim(ctx, k); err != nil {
-		return record.Exit{}, err
+	// The shim has no container any more, so it may be ended.
+	if err := errors.Join(err, t.endShim(ctx, k, c)); err != nil {
+		return record.Exit{}, errors.Join(err, told)
+	}
+	if told != nil {
+		t.cfg.Log.Warn("shim without a container ended", "namespace", k.ns, "id", k.id, "error", told)
 	}
 	c.close()
 	k.exited(exit)
 	k.set(stopped, "its container is deleted", nil)
 	return exit, t.finish(k, exit)
+}
+
+// farewell waits until the shim of a deleted task has left, and sees to it that
+// the task's last events are out.
+func (t *Tasks) farewell(k *task, c *conn, exit record.Exit) {
+	log := t.cfg.Log.With("namespace", k.ns, "id", k.id)
+	if err := t.parted(k.ctx, c); err != nil {
+		if k.ctx.Err() != nil {
+			return // the daemon stops; the shim leaves all the same
+		}
+		log.Warn("shim without a container ended", "error", err)
+	}
+	if err := t.endShim(k.ctx, k, c); err != nil {
+		log.Error("shim without a container lives on", "error", err)
+	}
+	t.lastEvents(k, exit)
+	t.drop(k)
 }
 
 // shimDelete has the shim delete the container, and gives init's exit.
@@ -165,9 +195,9 @@ func (t *Tasks) shimDelete(ctx context.Context, k *task, c *conn) (record.Exit, 
 
 // endShim returns once the process of a shim that has no container is gone. One
 // that has not closed its connection yet is killed.
-func (t *Tasks) endShim(ctx context.Context, k *task) error {
+func (t *Tasks) endShim(ctx context.Context, k *task, c *conn) error {
 	k.mu.Lock()
-	shim, own, c := k.shim, k.child, k.conn
+	shim, own := k.shim, k.child
 	k.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Shutdown)
 	defer cancel()
@@ -215,12 +245,18 @@ func (t *Tasks) deleteRemains(ctx context.Context, k *task, v view) (record.Exit
 	return *v.exit, t.finish(k, *v.exit)
 }
 
-// finish removes what is left of a task of which no process is, and sees to it
-// that its last events are out.
+// finish removes what is left of a task of which no process is.
 func (t *Tasks) finish(k *task, exit record.Exit) error {
 	if err := t.clear(k); err != nil {
 		return err
 	}
+	t.lastEvents(k, exit)
+	t.drop(k)
+	return nil
+}
+
+// lastEvents publishes what the shim of a deleted task has not.
+func (t *Tasks) lastEvents(k *task, exit record.Exit) {
 	k.mu.Lock()
 	ran := k.ran
 	if exit.PID == 0 {
@@ -232,8 +268,6 @@ func (t *Tasks) finish(k *task, exit record.Exit) error {
 		exits = []ended{{"", exit}}
 	}
 	t.announce(k, exits, &exit)
-	t.drop(k)
-	return nil
 }
 
 // DeleteProcess removes an exec that is not running.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -29,11 +30,16 @@ import (
 	"github.com/berthd/berth/api/services/tasks/v1"
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/internal/leak"
+	"github.com/berthd/berth/internal/mount"
 )
 
 func TestMain(m *testing.M) {
 	fakeMain()
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, dir := range built {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
 }
 
 const (
@@ -87,6 +93,7 @@ func newMachine(t *testing.T) *machine {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(m.log.String())
+			m.wreck()
 		}
 		m.noLeftovers()
 		for _, pid := range m.shims {
@@ -101,25 +108,58 @@ func newMachine(t *testing.T) *machine {
 
 // noLeftovers fails the test over bundles, sockets and processes that are left.
 func (m *machine) noLeftovers() {
-	for _, pattern := range []string{bundlesDir + "/*/*", bundlesDir + "/*/.*", socketsDir + "/*", ociDir + "/*/*"} {
-		found, _ := filepath.Glob(filepath.Join(m.dir, pattern))
-		for _, path := range found {
-			if base := filepath.Base(path); base != "." && base != ".." {
-				m.t.Errorf("left behind: %s", path)
+	m.t.Helper()
+	m.eventually("nothing left", func() error {
+		for _, pattern := range []string{bundlesDir + "/*/*", bundlesDir + "/*/.*", socketsDir + "/*", ociDir + "/*/*"} {
+			found, _ := filepath.Glob(filepath.Join(m.dir, pattern))
+			for _, path := range found {
+				if base := filepath.Base(path); base != "." && base != ".." {
+					return fmt.Errorf("left behind: %s", path)
+				}
 			}
 		}
-	}
-	m.eventually("no process left", func() error {
-		// Shims, and what they start, have it in their environment.
-		environs, _ := filepath.Glob("/proc/[0-9]*/environ")
-		for _, path := range environs {
-			if env, err := os.ReadFile(path); err == nil && bytes.Contains(env, []byte(m.dir)) {
-				cmd, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
-				return fmt.Errorf("left behind: %s %q", path, cmd)
-			}
+		for _, pid := range m.processes() {
+			cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			return fmt.Errorf("left behind: %d %q", pid, cmd)
 		}
 		return nil
 	})
+}
+
+// wreck removes what a failed test has left, so that the next one is not misled.
+func (m *machine) wreck() {
+	for _, pid := range m.processes() {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		found, _ := filepath.Glob(pattern + filepath.Base(m.dir) + "/*/cgroup.procs")
+		for _, path := range found {
+			data, _ := os.ReadFile(path)
+			for field := range strings.FieldsSeq(string(data)) {
+				if pid, err := strconv.Atoi(field); err == nil {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
+			}
+		}
+	}
+	points, _ := filepath.Glob(filepath.Join(m.dir, bundlesDir, "*", "*"))
+	for _, dir := range points {
+		_ = mount.UnmountAll(dir)
+		_ = removeTree(dir)
+	}
+}
+
+// processes lists the shims of the machine and what they started: they have its
+// directory in their environment.
+func (m *machine) processes() (pids []int) {
+	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, path := range environs {
+		if env, err := os.ReadFile(path); err == nil && bytes.Contains(env, []byte(m.dir)) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // eventually waits for a condition, whose error says what is amiss.
@@ -132,7 +172,8 @@ func (m *machine) eventually(what string, condition func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			m.t.Fatalf("%s: %v", what, err)
+			m.t.Errorf("%s: %v", what, err)
+			m.t.FailNow()
 		}
 		<-time.After(5 * time.Millisecond)
 	}
@@ -266,6 +307,17 @@ func (m *machine) start() *daemon {
 	})
 	d := &daemon{Tasks: table, m: m}
 	d.stop = sync.OnceFunc(func() {
+		// A shim that is leaving would be reaped by pid 1 after a real daemon.
+		m.eventually("no shim leaving", func() error {
+			table.mu.Lock()
+			defer table.mu.Unlock()
+			for n, k := range table.tasks {
+				if k.view().stand == leaving {
+					return fmt.Errorf("%v is", n)
+				}
+			}
+			return nil
+		})
 		_ = server.Close()
 		cancel()
 		wg.Wait()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/runtime/record"
 )
 
@@ -103,7 +104,8 @@ func noTrace(dir, id string) error {
 		return err
 	}
 	for _, e := range entries {
-		if _, err := strconv.Atoi(e.Name()); err != nil {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || sys.Zombie(pid) {
 			continue
 		}
 		proc := filepath.Join("/proc", e.Name())

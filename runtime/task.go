@@ -23,9 +23,13 @@ const (
 	lost                        // its shim is dead, a process of it lives
 	stopped                     // its shim is gone, init has ended
 	quarantined                 // its records can't be understood
+	leaving                     // deleted; its shim is on its way out
 )
 
-var standingNames = [...]string{"adopting", "adopting", "connected", "shim-lost", "stopped", "quarantined"}
+var standingNames = [...]string{"adopting", "adopting", "connected", "shim-lost", "stopped", "quarantined", "stopped"}
+
+// hidden tells whether calls don't see the task: not yet, or no more.
+func (s standing) hidden() bool { return s == creating || s == leaving }
 
 // String is the standing's name in reports.
 func (s standing) String() string { return standingNames[s] }
@@ -196,6 +200,16 @@ func (k *task) forgetProcess(p *process, err error) {
 		delete(k.execs, p.exec)
 	}
 	p.resolve(record.Exit{}, err)
+}
+
+// release ends every wait for the task.
+func (k *task) release() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range k.execs {
+		p.resolve(record.Exit{}, notFound(k.id))
+	}
+	k.init.resolve(record.Exit{}, notFound(k.id))
 }
 
 // view is a look at a task at one moment.

@@ -134,7 +134,7 @@ func (t *Tasks) Run(ctx context.Context) error {
 	leftovers, found := t.leftovers, t.found
 	t.leftovers, t.found = nil, nil
 	if !t.closed {
-		t.wg.Go(func() { t.bundles.sweep(t.cfg.Log, leftovers) })
+		t.wg.Go(func() { sweep(t.cfg.Log, leftovers...) })
 		for _, k := range found {
 			t.wg.Go(func() { t.supervise(k) })
 		}
@@ -189,14 +189,15 @@ func (t *Tasks) lookup(ns, id string) (*task, error) {
 		return nil, err
 	}
 	k := t.find(ns, id)
-	if k == nil || k.view().stand == creating {
+	if k == nil || k.view().stand.hidden() {
 		return nil, notFound(id)
 	}
 	return k, nil
 }
 
 // list gives the tasks of a namespace, or of all ("") in order of namespace and
-// id, except those being created.
+// id, except those being created
+// and those already deleted.
 func (t *Tasks) list(ns string) []*task {
 	t.mu.Lock()
 	found := make([]*task, 0, len(t.tasks))
@@ -206,7 +207,7 @@ func (t *Tasks) list(ns string) []*task {
 		}
 	}
 	t.mu.Unlock()
-	found = slices.DeleteFunc(found, func(k *task) bool { return k.view().stand == creating })
+	found = slices.DeleteFunc(found, func(k *task) bool { return k.view().stand.hidden() })
 	slices.SortFunc(found, func(a, b *task) int {
 		if c := strings.Compare(a.ns, b.ns); c != 0 {
 			return c
@@ -217,8 +218,10 @@ func (t *Tasks) list(ns string) []*task {
 }
 
 // reserve enters a task that is being created.
-func (t *Tasks) reserve(ns, id string) (*task, error) {
+func (t *Tasks) reserve(in record.Intent) (*task, error) {
+	ns, id := in.Namespace, in.ID
 	k := t.newTask(ns, id, creating)
+	k.intent = in
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.tasks[name{ns, id}] != nil {
@@ -231,19 +234,17 @@ func (t *Tasks) reserve(ns, id string) (*task, error) {
 
 // drop takes a task out of the table. Who still waits for it gets NotFound.
 func (t *Tasks) drop(k *task) {
+	k.release()
+	k.mu.Lock()
+	pid, seen := k.init.started.PID, k.seen
+	k.mu.Unlock()
+	t.bygone.add(k.ns, k.id, pid, seen)
 	t.mu.Lock()
 	if t.tasks[name{k.ns, k.id}] == k {
 		delete(t.tasks, name{k.ns, k.id})
 	}
 	t.mu.Unlock()
 	k.close()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, p := range k.execs {
-		p.resolve(record.Exit{}, notFound(k.id))
-	}
-	k.init.resolve(record.Exit{}, notFound(k.id))
-	t.bygone.add(k.ns, k.id, k.init.started.PID, k.seen)
 }
 
 // Supervision is what the daemon knows of one task, for people who look into a
