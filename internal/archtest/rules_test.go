@@ -15,7 +15,7 @@ var floors = [][]string{
 	{"./content/...", "./snapshots/...", "./events", "./remotes", "./diff", "./runtime/oci", "./runtime/spec", "./runtime/record"},
 	{"./metadata", "./runtime"},
 	{"./images", "./gc", "./shim"},
-	{"./services", "./cri", "./client"},
+	{"./services", "./cri", "./client/..."},
 	{"./cmd/..."},
 }
 
@@ -84,7 +84,7 @@ var never = []struct {
 // into programs don't hold for them, and programs don't import them.
 var testOnly = []string{
 	"./internal/leak", "./internal/archtest", "./internal/testimage/...", "./internal/powercut",
-	"./internal/fakedaemon",
+	"./client/fakedaemon",
 	"./content/contenttest", "./snapshots/snapshottest",
 }
 
