@@ -1,0 +1,100 @@
+// Package budget holds a report to golden numbers: what a daemon may take at
+// most, by the median of a metric or by its ratio to the limit.
+package budget
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/berthd/berth/bench/internal/report"
+)
+
+// Budget is one golden number.
+type Budget struct {
+	Name     string  `toml:"name"`     // for people
+	Scenario string  `toml:"scenario"` // where it is measured
+	Metric   string  `toml:"metric"`   // what is measured there
+	Max      float64 `toml:"max"`      // in the metric's unit
+	// TimesLimit makes Max a multiple of the limit's median.
+	TimesLimit bool `toml:"times_limit"`
+}
+
+// Load reads a file of budgets.
+func Load(path string) ([]Budget, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var file struct {
+		Budgets []Budget `toml:"budget"`
+	}
+	if err := toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields().Decode(&file); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for i, b := range file.Budgets {
+		if b.Name == "" || b.Scenario == "" || b.Metric == "" || b.Max <= 0 {
+			return nil, fmt.Errorf("%s: budget %d %q: name, scenario, metric and max are required", path, i+1, b.Name)
+		}
+	}
+	if len(file.Budgets) == 0 {
+		return nil, fmt.Errorf("%s: no budgets", path)
+	}
+	return file.Budgets, nil
+}
+
+// Check prints one line per budget for the daemon of that label, and tells how
+// many are exceeded. One whose scenario did not run is named and passed over;
+// one whose scenario ran but gave no figure counts as exceeded.
+func Check(out io.Writer, rep *report.Report, label string, budgets []Budget) (exceeded int) {
+	for _, b := range budgets {
+		verdict, detail := b.check(rep, label)
+		if verdict == failed {
+			exceeded++
+		}
+		fmt.Fprintf(out, "%-7s %s: %s\n", verdict, b.Name, detail)
+	}
+	return exceeded
+}
+
+const (
+	passed = "pass"
+	failed = "FAIL"
+	notRun = "not run"
+)
+
+func (b Budget) check(rep *report.Report, label string) (verdict, detail string) {
+	s := rep.Scenario(b.Scenario)
+	if s == nil {
+		return notRun, "scenario " + b.Scenario
+	}
+	m := s.Metric(b.Metric)
+	if m == nil || m.Series[label] == nil {
+		return failed, fmt.Sprintf("no figure %q in %s (%s)", b.Metric, b.Scenario, s.Status[label])
+	}
+	value := m.Series[label].Summary.Median
+	unit := m.Unit
+	if b.TimesLimit {
+		limit := m.Series[report.Limit]
+		if limit == nil || limit.Summary.Median == 0 {
+			return failed, fmt.Sprintf("no limit of %q in %s: run with -limit", b.Metric, b.Scenario)
+		}
+		value /= limit.Summary.Median
+		unit = "times the limit"
+	}
+	verdict = passed
+	if value > b.Max {
+		verdict = failed
+	}
+	return verdict, fmt.Sprintf("%s %s, at most %s", number(value), unit, number(b.Max))
+}
+
+// number writes a figure with at most two decimals.
+func number(v float64) string {
+	return strconv.FormatFloat(math.Round(v*100)/100, 'f', -1, 64)
+}
