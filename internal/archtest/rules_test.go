@@ -12,7 +12,7 @@ const module = "github.com/berthd/berth"
 var floors = [][]string{
 	{"./api/...", "./metadata/rows", "./internal/fault"},
 	{"./internal/...", "./protobuf"},
-	{"./content/...", "./snapshots/...", "./events", "./remotes", "./diff", "./runtime/oci", "./runtime/spec", "./runtime/record"},
+	{"./content/...", "./snapshots/...", "./events", "./remotes", "./diff", "./runtime/oci", "./runtime/spec", "./runtime/record", "./metadata/boltfile"},
 	{"./metadata", "./runtime"},
 	{"./images", "./gc", "./shim"},
 	{"./services", "./cri", "./client/..."},
@@ -96,7 +96,7 @@ var only = []struct {
 	reason string
 }{
 	{
-		what:   []string{"go.etcd.io/bbolt/...", "./metadata/rows"},
+		what:   []string{"go.etcd.io/bbolt/...", "./metadata/rows", "./metadata/boltfile"},
 		by:     []string{"./metadata"},
 		reason: "one package orders rows against blobs and snapshots",
 	},
