@@ -34,7 +34,7 @@ func (s *Shim) watch(p *process) {
 		}
 		p.c.finish(p, e)
 		s.sweep()
-		s.trim.Reset(trimTime)
+		s.trim.later()
 	})
 }
 

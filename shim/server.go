@@ -140,7 +140,7 @@ func method[Q, A any, PQ interface {
 		if err := unmarshal(request); err != nil {
 			return nil, err
 		}
-		defer s.trim.Reset(trimTime)
+		defer s.trim.later()
 		defer func() {
 			if v := recover(); v != nil {
 				s.config.Log.Error("panic", "method", name, "value", v, "stack", string(debug.Stack()))

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -60,14 +59,11 @@ const defaultTimeout = 2 * time.Minute
 // cleanTime bounds the runtime's part in undoing what failed.
 const cleanTime = 15 * time.Second
 
-// trimTime is how long after the last call memory is given back to the kernel.
-const trimTime = time.Second
-
 // Shim is the table of the containers of one shim process. Its methods are the
 // task API (service.go).
 type Shim struct {
 	config Config
-	trim   *time.Timer
+	trim   *trimmer
 	left   chan struct{} // closed by Shutdown
 
 	// spawning is held for reading while a call of the runtime may have
@@ -106,7 +102,7 @@ func New(config Config) *Shim {
 	config.setDefaults()
 	return &Shim{
 		config:     config,
-		trim:       time.AfterFunc(trimTime, debug.FreeOSMemory),
+		trim:       newTrimmer(),
 		left:       make(chan struct{}),
 		containers: map[string]*container{},
 	}

@@ -53,14 +53,13 @@ func (r *reader) open() {
 }
 
 // read collects. A fifo that no writer has opened yet reads as ended, so an end
-// counts only once there was a writer, which Go's poller takes care of by
-// waiting in Read; the first zero read is retried until data or a writer came.
+// counts only once there was a writer.
 func (r *reader) read(f *os.File, ended chan struct{}) {
 	defer close(ended)
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := f.Read(buffer)
-		if err == io.EOF && !r.writerCame() {
+		if err == io.EOF && !r.writerCame(f) {
 			time.Sleep(time.Millisecond)
 			continue
 		}
@@ -76,15 +75,15 @@ func (r *reader) read(f *os.File, ended chan struct{}) {
 }
 
 // writerCame tells whether somebody wrote, or closed after having been there.
-func (r *reader) writerCame() bool {
+func (r *reader) writerCame(f *os.File) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.data) > 0 || r.hung()
+	return len(r.data) > 0 || hung(f)
 }
 
 // hung asks poll(2) whether the last writer left.
-func (r *reader) hung() bool {
-	conn, err := r.file.SyscallConn()
+func hung(f *os.File) bool {
+	conn, err := f.SyscallConn()
 	if err != nil {
 		return true
 	}
@@ -98,7 +97,11 @@ func (r *reader) hung() bool {
 	return fds[0].Revents&unix.POLLHUP != 0
 }
 
-func (r *reader) close() { _ = r.file.Close() }
+// close goes away.
+func (r *reader) close() {
+	_ = r.file.Close()
+	<-r.ended
+}
 
 // text is what has been read.
 func (r *reader) text() string {
