@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -209,5 +210,16 @@ func (db *DB) orphanDirectories(ctx context.Context, d *driver) ([]snapshots.ID,
 			orphans = append(orphans, id)
 		}
 	}
-	return orphans, nil
+	if len(orphans) == 0 {
+		return nil, nil
+	}
+	// The list was read ahead: one may have been removed between the two looks.
+	there := map[snapshots.ID]bool{}
+	for id, err := range d.IDs(ctx) {
+		if err != nil {
+			return nil, fmt.Errorf("snapshotter %q: %w", d.name, err)
+		}
+		there[id] = true
+	}
+	return slices.DeleteFunc(orphans, func(id snapshots.ID) bool { return !there[id] }), nil
 }
