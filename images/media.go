@@ -26,11 +26,11 @@ const (
 type Kind int
 
 const (
-	Other Kind = iota
-	Index
-	Manifest
-	Config
-	Layer
+	Other    Kind = iota // nothing that an image is made of
+	Index                // a choice of manifests, by platform
+	Manifest             // names a config and layers
+	Config               // how to run it
+	Layer                // files
 )
 
 // KindOf tells what a media type stands for.
