@@ -2,7 +2,6 @@ package diff
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -42,6 +41,7 @@ func Apply(ctx context.Context, r io.Reader, mediaType string, mounts []mount.Mo
 	if err != nil {
 		return Result{}, err
 	}
+	defer uncompressed.close()
 	result := Result{MediaType: ociLayer}
 	err = onto(ctx, mounts, func(root string, form archive.Options) error {
 		result.DiffID, result.Size, err = lay(ctx, uncompressed, root, form, o)
@@ -50,7 +50,7 @@ func Apply(ctx context.Context, r io.Reader, mediaType string, mounts []mount.Mo
 		}
 		return err
 	})
-	if err = errors.Join(err, uncompressed.Close()); err != nil {
+	if err != nil {
 		return Result{}, fmt.Errorf("apply layer: %w", err)
 	}
 	return result, nil

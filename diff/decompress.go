@@ -24,10 +24,13 @@ type stream struct {
 	io.Reader
 	below *source
 	what  string // the compression, for errors
-	close func() error
+	close func()
 }
 
-func (s *stream) Close() error { return s.close() }
+func (s *stream) Close() error {
+	s.close()
+	return nil
+}
 
 // Read tells damage of the compressed stream from failures below it.
 func (s *stream) Read(p []byte) (int, error) {
@@ -78,7 +81,7 @@ func open(r io.Reader, mediaType string) (*stream, error) {
 }
 
 // Decompress undoes gzip or zstd, whichever the first bytes announce, or
-// passes on what is neither. Closing it does not close r.
+// passes on what is neither. Closing it does not close r, and never fails.
 func Decompress(r io.Reader) (io.ReadCloser, error) { return sniff(r) }
 
 func sniff(r io.Reader) (*stream, error) {
@@ -99,14 +102,14 @@ func sniff(r io.Reader) (*stream, error) {
 		if err != nil {
 			return nil, s.damaged(err)
 		}
-		s.Reader, s.close = z, z.Close
+		s.Reader = z // its Close only repeats the error of a Read
 	case isZstd(head):
 		s.what = Zstd
 		z, err := zstd.NewReader(buffered, zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, s.damaged(err)
 		}
-		s.Reader, s.close = z, func() error { z.Close(); return nil }
+		s.Reader, s.close = z, z.Close
 	}
 	return s, nil
 }
@@ -117,4 +120,4 @@ func isZstd(head []byte) bool {
 		len(head) == 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:], []byte{0x2a, 0x4d, 0x18})
 }
 
-func nothing() error { return nil }
+func nothing() {}

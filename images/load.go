@@ -41,12 +41,12 @@ type loader struct {
 }
 
 // load reads the archive to its end.
-func (l *loader) load(ctx context.Context, r io.Reader) (err error) {
+func (l *loader) load(ctx context.Context, r io.Reader) error {
 	uncompressed, err := diff.Decompress(r)
 	if err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
-	defer func() { err = errors.Join(err, uncompressed.Close()) }()
+	defer uncompressed.Close() // which never fails
 	l.buf, l.files, l.links = make([]byte, bufferSize), map[string]ocispec.Descriptor{}, map[string]string{}
 	tr := tar.NewReader(&limited{r: uncompressed, left: maxArchive})
 	for {

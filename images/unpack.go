@@ -73,8 +73,8 @@ type unpacker struct {
 
 // unpack makes the snapshots of a manifest and has its config keep the top one.
 func (s *Store) unpack(ctx context.Context, scope metadata.Scope, m *manifest, snapshotter string, progress func(Progress)) (digest.Digest, error) {
-	if kind := KindOf(m.doc.Config.MediaType); kind != Config {
-		return "", invalid("manifest %s is no container image: its config is of media type %q", m.desc.Digest, m.doc.Config.MediaType)
+	if KindOf(m.doc.Config.MediaType) != Config {
+		return "", notAnImage(m)
 	}
 	into, name, err := s.snapshotter(scope, snapshotter)
 	if err != nil {

@@ -156,6 +156,9 @@ func (w *walker) meet(ctx context.Context, d ocispec.Descriptor) error {
 		return err
 	}
 	if KindOf(m.doc.Config.MediaType) != Config {
+		if d.Digest == w.image.target.Digest {
+			return notAnImage(m)
+		}
 		return nil
 	}
 	config, err := readConfig(ctx, w.blobs, m.doc.Config)
@@ -164,6 +167,11 @@ func (w *walker) meet(ctx context.Context, d ocispec.Descriptor) error {
 	}
 	m.platform = platforms.Normalize(config.Platform)
 	return nil
+}
+
+// notAnImage is for manifests of other things.
+func notAnImage(m *manifest) error {
+	return invalid("manifest %s is no container image: its config is of media type %q", m.desc.Digest, m.doc.Config.MediaType)
 }
 
 // open reads a manifest, unless that has been done.
