@@ -19,19 +19,25 @@ type Stat struct {
 	Comm      string
 	State     byte // R, S, D, Z, T, t, X, I
 	PPID      int
+	Threads   int    // field 20, those of the whole process
 	StartTime uint64 // field 22, clock ticks since boot
 	// ExitCode is field 52, in the form of waitpid(2). The kernel shows it to
 	// those who may ptrace the process; for others, and while it lives, it is 0.
 	ExitCode int
 }
 
-// Dead tells whether the process has ended and waits to be reaped.
-func (s Stat) Dead() bool { return s.State == 'Z' || s.State == 'X' || s.State == 'x' }
+// Dead tells whether the process has ended and waits to be reaped. The state is
+// that of its first thread: where that has ended and others run on, or are still
+// giving back what they hold, the process has not.
+func (s Stat) Dead() bool {
+	return s.State == 'Z' && s.Threads <= 1 || s.State == 'X' || s.State == 'x'
+}
 
-// Fields of /proc/PID/stat, counted from the one after the command.
+// Fields of /proc/PID/stat, counted from the one after the command, field 3.
 const (
-	fieldState     = 3 - 3
+	fieldState     = 0
 	fieldPPID      = 4 - 3
+	fieldThreads   = 20 - 3
 	fieldStartTime = 22 - 3
 	fieldExitCode  = 52 - 3
 )
@@ -66,9 +72,10 @@ func parseStat(line []byte) (Stat, error) {
 		return Stat{}, fmt.Errorf("%d fields after the command in %q", len(fields), clip(line))
 	}
 	s.State = fields[fieldState][0]
-	var errs [4]error
+	var errs [5]error
 	s.PID, errs[0] = strconv.Atoi(strings.TrimSpace(string(line[:open])))
 	s.PPID, errs[1] = strconv.Atoi(fields[fieldPPID])
+	s.Threads, errs[4] = strconv.Atoi(fields[fieldThreads])
 	s.StartTime, errs[2] = strconv.ParseUint(fields[fieldStartTime], 10, 64)
 	if len(fields) > fieldExitCode { // since 3.5
 		s.ExitCode, errs[3] = strconv.Atoi(fields[fieldExitCode])

@@ -132,7 +132,7 @@ func TestParseStat(t *testing.T) {
 	const rest = " 1 3 3 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 88442 8245248 219 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 1 1 1 1 1 1 1 256\n"
 	for _, comm := range []string{"sh", "a b", "((", "))", ") R 9 9", "", "\xff\n"} {
 		s, err := parseStat([]byte("42 (" + comm + ") Z" + rest))
-		want := Stat{PID: 42, Comm: comm, State: 'Z', PPID: 1, StartTime: 88442, ExitCode: 256}
+		want := Stat{PID: 42, Comm: comm, State: 'Z', PPID: 1, Threads: 1, StartTime: 88442, ExitCode: 256}
 		if err != nil || s != want {
 			t.Errorf("%q: %+v, %v", comm, s, err)
 		}
