@@ -39,20 +39,21 @@ func Claim(bundle string) (*os.File, error) {
 	return dir, nil
 }
 
-// claimOrWait waits for a claim while its holder may be another Cleanup. A shim
-// that is known to live is not waited for.
+// claimOrWait claims a bundle for a Cleanup. It waits while another one has it,
+// but not for a shim that is on record as living, be it that this has yet to
+// claim the bundle itself.
 func claimOrWait(ctx context.Context, bundle string) (*os.File, error) {
 	for {
 		dir, err := Claim(bundle)
-		if err == nil || !errors.Is(err, errdefs.ErrFailedPrecondition) {
-			return dir, err
-		}
 		var shim record.Shim
 		if record.Read(bundle, record.ShimFile, &shim) == nil && sys.Alive(shim.PID, shim.StartTime) {
-			return nil, err
+			if err == nil {
+				_ = dir.Close() // only drops the lock
+			}
+			return nil, fmt.Errorf("bundle %s has a live shim, process %d: %w", bundle, shim.PID, errdefs.ErrFailedPrecondition)
 		}
-		if !sleep(ctx, lockLook) {
-			return nil, err
+		if err == nil || !errors.Is(err, errdefs.ErrFailedPrecondition) || !sleep(ctx, lockLook) {
+			return dir, err
 		}
 	}
 }

@@ -12,15 +12,19 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	cgroup2 "github.com/containerd/cgroups/v3/cgroup2/stats"
+
 	task "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/api/types/runc"
 	tasktypes "github.com/berthd/berth/api/types/task"
+	"github.com/berthd/berth/internal/cgroup"
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/protobuf"
 )
 
-// state returns the status of a process.
-func (f *fixture) state(exec string) tasktypes.Status {
+// status returns the status of a process.
+func (f *fixture) status(exec string) tasktypes.Status {
 	f.t.Helper()
 	answer, err := f.task.State(f.ctx(), &task.StateRequest{Id: f.id, ExecId: exec})
 	if err != nil {
@@ -91,7 +95,7 @@ func TestTaskLife(t *testing.T) {
 	code(t, "metrics", err, codes.OK)
 	code(t, "pause", pause(), codes.OK)
 	code(t, "exec while paused", exec("e4", "true"), codes.Unknown)
-	if s := f.state("e1"); s != tasktypes.Status_PAUSED {
+	if s := f.status("e1"); s != tasktypes.Status_PAUSED {
 		t.Errorf("exec of a paused task is %s", s)
 	}
 	code(t, "kill", kill(""), codes.OK)
@@ -112,6 +116,31 @@ func TestTaskLife(t *testing.T) {
 	code(t, "delete while created", remove(""), codes.OK)
 	f.d.take("/tasks/create "+id, deleteEvent(id, 0))
 	f.shutdown()
+}
+
+func jsonAny(url, value string) *anypb.Any {
+	return &anypb.Any{TypeUrl: url, Value: []byte(value)}
+}
+
+// memoryLimit reads the limit of memory in metrics of either version.
+func memoryLimit(t *testing.T, metrics *anypb.Any) uint64 {
+	t.Helper()
+	switch metrics.TypeUrl {
+	case cgroup.TypeV1:
+		var m cgroup1.Metrics
+		if err := proto.Unmarshal(metrics.Value, &m); err != nil {
+			t.Fatal(err)
+		}
+		return m.GetMemory().GetUsage().GetLimit()
+	case cgroup.TypeV2:
+		var m cgroup2.Metrics
+		if err := proto.Unmarshal(metrics.Value, &m); err != nil {
+			t.Fatal(err)
+		}
+		return m.GetMemory().GetUsageLimit()
+	}
+	t.Fatalf("metrics are a %q", metrics.TypeUrl)
+	return 0
 }
 
 func mustAny(t *testing.T, m proto.Message) *anypb.Any {
