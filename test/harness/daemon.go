@@ -32,6 +32,10 @@ type Daemon struct {
 	cmd *exec.Cmd
 }
 
+// Race is the environment variable that programs built with the race detector
+// are run with: they go on after a report, and don't linger at their end.
+const Race = "GORACE=halt_on_error=0 atexit_sleep_ms=0"
+
 // startTimeout bounds how long a daemon may take until it serves. The race
 // detector and a busy machine make it slow.
 const startTimeout = 30 * time.Second
@@ -67,7 +71,7 @@ func (d *Daemon) Start() error {
 	cmd.Stdout, cmd.Stderr = d.log, d.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// Programs that the daemon looks for, its shim among them, lie beside it.
-	cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0")
+	cmd.Env = append(os.Environ(), Race)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
