@@ -6,13 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
 	"strings"
 	"testing"
-	"testing/iotest"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -223,134 +221,6 @@ func TestOldDockerArchives(t *testing.T) {
 	// Two tars in a row: the first without its end.
 	made := w.mustImport(bytes.Replace(linked, make([]byte, 1024), nil, 1), ImportOptions{})
 	w.look("overlayfs", made.ChainID.String(), func(root string) { wantFile(t, root+"/etc/new", "2") })
-}
-
-// TestBadArchives: each is refused with a word on what to do, and leaves
-// nothing behind.
-func TestBadArchives(t *testing.T) {
-	w := newWorld(t)
-	image := small(t, "demo", here)
-	good := func() *testimage.Layout { return layout(t, testimage.Gzip, image) }
-	whole := archiveOf(t, good())
-	change := func(do func(*testimage.Layout, *ocispec.Manifest)) []byte {
-		l := good()
-		d := l.Index.Manifests[0]
-		var m ocispec.Manifest
-		if err := json.Unmarshal(l.Blobs[d.Digest], &m); err != nil {
-			t.Fatal(err)
-		}
-		do(l, &m)
-		changed, err := l.JSON(ocispec.MediaTypeImageManifest, m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		changed.Annotations, changed.Platform = d.Annotations, d.Platform
-		l.Index.Manifests[0] = changed
-		return archiveOf(t, l)
-	}
-	files := func(pairs ...string) []byte {
-		m := map[string][]byte{}
-		for i := 0; i < len(pairs); i += 2 {
-			m[pairs[i]] = []byte(pairs[i+1])
-		}
-		return tarOf(t, m)
-	}
-	nested := layout(t, testimage.Gzip)
-	deep, err := nested.Add(testimage.Gzip, image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range maxDepth + 1 {
-		if deep, err = nested.AddIndex(deep); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := nested.List(deep, "demo"); err != nil {
-		t.Fatal(err)
-	}
-	damaged := gzipped(t, whole)
-	damaged[len(damaged)/2] ^= 0xff
-	lost := docker(t, testimage.None, image)
-	for name := range lost {
-		if strings.HasSuffix(name, "layer.tar") {
-			delete(lost, name)
-			break
-		}
-	}
-	disk := errors.New("the network fails")
-	for name, tc := range map[string]struct {
-		archive []byte
-		reader  io.Reader
-		o       ImportOptions
-		want    error
-		text    string
-	}{
-		"empty":            {archive: []byte{}, want: errdefs.ErrInvalidArgument, text: "docker save"},
-		"no tar":           {archive: bytes.Repeat([]byte("text "), 1000), want: errdefs.ErrInvalidArgument, text: "no tar"},
-		"empty tar":        {archive: files(), want: errdefs.ErrInvalidArgument, text: "docker save"},
-		"other tar":        {archive: files("a", "b"), want: errdefs.ErrInvalidArgument, text: "docker save"},
-		"truncated":        {archive: whole[:len(whole)/2], want: errdefs.ErrInvalidArgument, text: "too early"},
-		"truncated header": {archive: whole[:len(whole)/2&^511+100], want: errdefs.ErrInvalidArgument, text: "too early"},
-		"truncated gzip":   {archive: gzipped(t, whole)[:1000], want: errdefs.ErrInvalidArgument, text: "too early"},
-		"damaged gzip":     {archive: damaged, want: errdefs.ErrInvalidArgument, text: "damaged gzip"},
-		"failing reader":   {reader: io.MultiReader(bytes.NewReader(whole[:3000]), iotest.ErrReader(disk)), want: disk},
-		"index no json":    {archive: files("index.json", "{"), want: errdefs.ErrInvalidArgument, text: "index.json"},
-		"manifest no json": {archive: files("manifest.json", "{"), want: errdefs.ErrInvalidArgument, text: "manifest.json"},
-		"no manifest":      {archive: files("index.json", "{}"), want: errdefs.ErrInvalidArgument, text: "no manifest"},
-		"no docker image":  {archive: files("manifest.json", "[]"), want: errdefs.ErrInvalidArgument, text: "no image"},
-		"large index":      {archive: files("index.json", strings.Repeat(" ", maxDocument+1)), want: errdefs.ErrInvalidArgument, text: "bytes"},
-		"blob path":        {archive: files("blobs/sha256/abc", ""), want: errdefs.ErrInvalidArgument, text: "no digest"},
-		"wrong digest": {archive: files("blobs/sha256/"+strings.Repeat("a", 64), "other"),
-			want: errdefs.ErrInvalidArgument, text: "save it again"},
-		"no name":          {archive: archiveOf(t, layout(t, testimage.Gzip, small(t, "", here))), want: errdefs.ErrInvalidArgument, text: "give it a name"},
-		"no docker name":   {archive: tarOf(t, docker(t, testimage.None, small(t, "", here))), want: errdefs.ErrInvalidArgument, text: "name"},
-		"lost docker file": {archive: tarOf(t, lost), want: errdefs.ErrNotFound, text: "layer.tar"},
-		"other platform":   {archive: archiveOf(t, layout(t, testimage.Gzip, small(t, "demo", other))), want: errdefs.ErrNotFound, text: "linux/s390x"},
-		"other platform, all": {archive: archiveOf(t, layout(t, testimage.Gzip, small(t, "demo", other))), o: ImportOptions{AllPlatforms: true},
-			want: errdefs.ErrNotFound, text: "leave it packed"},
-		"nested index": {archive: archiveOf(t, nested), want: errdefs.ErrInvalidArgument, text: "indexes in each other"},
-		"missing layer": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { delete(l.Blobs, m.Layers[1].Digest) }),
-			want: errdefs.ErrNotFound, text: "layer 2"},
-		"missing config": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { delete(l.Blobs, m.Config.Digest) }),
-			want: errdefs.ErrNotFound, text: "config"},
-		"wrong size": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { m.Layers[0].Size++ }),
-			want: errdefs.ErrInvalidArgument, text: "bytes"},
-		"bad digest": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { m.Layers[0].Digest = "sha256:x" }),
-			want: errdefs.ErrInvalidArgument, text: "layer 1"},
-		"layers and diff ids": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { m.Layers = m.Layers[:1] }),
-			want: errdefs.ErrInvalidArgument, text: "1 layers, its config 2"},
-		"wrong diff id": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { m.Layers[1] = m.Layers[0] }),
-			want: errdefs.ErrInvalidArgument, text: "the config says " + digest.FromBytes(image.Layers[1]).String()},
-		"no layer": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { m.Layers[1].MediaType = "text/plain" }),
-			want: errdefs.ErrNotImplemented, text: "text/plain"},
-		"damaged layer": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) {
-			m.Layers[1] = l.Blob(ocispec.MediaTypeImageLayerGzip, l.Blobs[m.Layers[1].Digest][:50])
-		}), want: errdefs.ErrInvalidArgument, text: "layer 2"},
-		"artifact": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { m.Config.MediaType = "application/vnd.helm" }),
-			want: errdefs.ErrInvalidArgument, text: "no container image"},
-		"no config": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { m.Config = ocispec.Descriptor{} }),
-			want: errdefs.ErrInvalidArgument, text: "no config"},
-		"both index and manifest": {archive: change(func(l *testimage.Layout, m *ocispec.Manifest) { m.MediaType = ocispec.MediaTypeImageIndex }),
-			want: errdefs.ErrInvalidArgument, text: "fields"},
-		"bad platform":    {archive: whole, o: ImportOptions{Platform: "a/b/c/d"}, want: errdefs.ErrInvalidArgument, text: "a/b/c/d"},
-		"bad name":        {archive: whole, o: ImportOptions{Name: "A B"}, want: errdefs.ErrInvalidArgument, text: `"A B"`},
-		"bad snapshotter": {archive: whole, o: ImportOptions{Snapshotter: "none"}, want: errdefs.ErrInvalidArgument, text: "none"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			w.t = t
-			if tc.reader == nil {
-				tc.reader = bytes.NewReader(tc.archive)
-			}
-			made, err := w.Import(bg, scope, tc.reader, tc.o, nil)
-			if made != nil || !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.text) {
-				t.Errorf("%v, %v", made, err)
-			}
-			w.empty()
-		})
-	}
-	// The world is not the worse for it.
-	w.t = t
-	w.mustImport(whole, ImportOptions{})
 }
 
 func TestImportCancelled(t *testing.T) {

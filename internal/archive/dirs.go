@@ -156,12 +156,6 @@ func (d *dir) close() error {
 	return errors.Join(failed, os.NewSyscallError("close", unix.Close(d.fd)))
 }
 
-// path is a name that the kernel takes for this directory, for system calls
-// that know no descriptors.
-func (d *dir) path(base string) string {
-	return "/proc/self/fd/" + strconv.Itoa(d.fd) + "/" + base
-}
-
 // place is where in the tree the directory really is, without links: "" for
 // the root, else a relative path.
 func (c *dirs) place(d *dir) (string, error) {

@@ -48,65 +48,70 @@ func guarded(t testing.TB) (root string, unharmed func()) {
 	}
 }
 
-// TestHostile tries every known way out of the root. What does no harm is laid
-// down as in a process whose root directory it is; the rest is refused.
+func node(name string, kind byte) item {
+	return item{tar.Header{Name: name, Typeflag: kind, Devmajor: 1, Devminor: 3}, ""}
+}
+
+const secret = "OUTSIDE/secret" // OUTSIDE stands for a directory outside
+
+// hostile are all known ways out of the root.
+var hostile = map[string]struct {
+	items []item
+	want  string // the tree
+	fails string // or part of the error
+}{
+	"dot dot":                 {items: []item{file("../etc/secret", "x")}, want: "etc/, etc/secret=x"},
+	"many dot dots":           {items: []item{file("a/../../../../../../etc/secret", "x")}, want: "etc/, etc/secret=x"},
+	"absolute":                {items: []item{file("/etc/secret", "x")}, want: "etc/, etc/secret=x"},
+	"only dot dot":            {items: []item{folder("..")}, want: ""},
+	"file named dot dot":      {items: []item{file("..", "x")}, fails: "root directory"},
+	"file with no name":       {items: []item{file("", "x")}, fails: "root directory"},
+	"link out, then below it": {items: []item{link("l", "OUTSIDE"), file("l/secret", "x")}, want: "...l -> OUTSIDE"},
+	"relative link out":       {items: []item{link("l", "../etc"), file("l/secret", "x")}, want: "etc/, etc/secret=x, l -> ../etc"},
+	"link to itself":          {items: []item{link("l", "l"), file("l/x", "x")}, fails: "too many symbolic links"},
+	"links in a ring":         {items: []item{link("a", "b/x"), link("b", "a/x"), file("a/x", "x")}, fails: "too many symbolic links"},
+	"link swapped in": {items: []item{folder("d"), file("d/a", ""), link("d", "../etc"), file("d/secret", "x")},
+		want: "d -> ../etc, etc/, etc/secret=x"},
+	"link through proc":                {items: []item{link("l", "/proc/self/root"), file("l/etc/secret", "x")}, want: "l -> /proc/self/root, proc/, proc/self/, proc/self/root/, proc/self/root/etc/, proc/self/root/etc/secret=x"},
+	"write through a link":             {items: []item{link("l", secret), file("l", "x")}, want: "l=x"},
+	"directory over a link":            {items: []item{link("l", "OUTSIDE"), folder("l"), file("l/secret", "x")}, want: "l/, l/secret=x"},
+	"hard link out":                    {items: []item{hard("h", secret)}, fails: "target"},
+	"hard link out by dot dot":         {items: []item{hard("h", "../etc/secret")}, fails: "target"},
+	"hard link through a link":         {items: []item{link("l", "OUTSIDE"), hard("h", "l/secret")}, fails: "target"},
+	"hard link to a link, written":     {items: []item{link("l", secret), hard("h", "l"), file("h", "x")}, want: "h=x, l -> " + secret},
+	"hard link to a directory":         {items: []item{folder("d"), hard("h", "d")}, fails: "directory"},
+	"hard link to the root":            {items: []item{hard("h", "/")}, fails: "root directory"},
+	"hard link to nothing":             {items: []item{hard("h", "")}, fails: "root directory"},
+	"hard link to itself":              {items: []item{hard("h", "h")}, fails: "target"},
+	"link to nothing":                  {items: []item{link("l", "")}, fails: "symbolic link"},
+	"device as parent":                 {items: []item{node("dev", tar.TypeChar), file("dev/x", "x")}, fails: "not a directory"},
+	"fifo as parent":                   {items: []item{node("fifo", tar.TypeFifo), file("fifo/x", "x")}, fails: "not a directory"},
+	"file as parent":                   {items: []item{file("f", ""), file("f/x", "x")}, fails: "not a directory"},
+	"written into a fifo":              {items: []item{node("fifo", tar.TypeFifo), file("fifo", "x")}, want: "fifo=x"},
+	"written into a device":            {items: []item{node("dev", tar.TypeChar), file("dev", "x")}, want: "dev=x"},
+	"device number":                    {items: []item{{tar.Header{Name: "dev", Typeflag: tar.TypeChar, Devmajor: 1 << 20}, ""}}, fails: "device number"},
+	"unknown type":                     {items: []item{{tar.Header{Name: "x", Typeflag: 'Z'}, ""}}, fails: "none that a layer can have"},
+	"whiteout of dot dot":              {items: []item{file(".wh...", "")}, fails: "whiteout"},
+	"whiteout of dot":                  {items: []item{file(".wh..", "")}, fails: "whiteout"},
+	"whiteout of nothing":              {items: []item{file(".wh.", "")}, fails: "whiteout"},
+	"whiteout in a link's target":      {items: []item{link("l", "../etc"), file("l/.wh.secret", "")}, want: "l -> ../etc"},
+	"whiteout below dot dot":           {items: []item{file("../etc/.wh.secret", "")}, want: ""},
+	"opaque in a link's target":        {items: []item{link("l", "../etc"), file("l/.wh..wh..opq", "")}, want: "l -> ../etc"},
+	"whiteout as parent":               {items: []item{file(".wh.d/x", "")}, fails: "whiteout"},
+	"whiteout in a file":               {items: []item{file("f", "x"), file("f/.wh.x", "")}, want: "f=x"},
+	"aufs plumbing":                    {items: []item{folder(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", "x"), file(".wh..wh.aufs", ""), file("a/.wh..wh.x", "")}, want: ""},
+	"root as a link":                   {items: []item{link("/", "OUTSIDE")}, fails: "root directory"},
+	"root as a whiteout's target":      {items: []item{file("a/../.wh..", "")}, fails: "whiteout"},
+	"deep and removed":                 {items: []item{file(strings.Repeat("d/", 1500)+"f", ""), file("d", "x")}, want: "d=x"},
+	"name with a newline and a quote":  {items: []item{file("a\n\"b", "x")}, want: "a\n\"b=x"},
+	"hard link over its own directory": {items: []item{folder("d"), file("d/f", "x"), hard("d", "d/f")}, fails: "hard link"},
+}
+
+// TestHostile: what does no harm is laid down as in a process whose root
+// directory it is; the rest is refused.
 func TestHostile(t *testing.T) {
 	asRoot(t)
-	node := func(name string, kind byte) item {
-		return item{tar.Header{Name: name, Typeflag: kind, Devmajor: 1, Devminor: 3}, ""}
-	}
-	secret := "OUTSIDE/secret" // OUTSIDE is the way to a directory outside
-	for name, tc := range map[string]struct {
-		items []item
-		want  string // the tree
-		fails string // or part of the error
-	}{
-		"dot dot":                 {items: []item{file("../etc/secret", "x")}, want: "etc/, etc/secret=x"},
-		"many dot dots":           {items: []item{file("a/../../../../../../etc/secret", "x")}, want: "etc/, etc/secret=x"},
-		"absolute":                {items: []item{file("/etc/secret", "x")}, want: "etc/, etc/secret=x"},
-		"only dot dot":            {items: []item{folder("..")}, want: ""},
-		"file named dot dot":      {items: []item{file("..", "x")}, fails: "root directory"},
-		"file with no name":       {items: []item{file("", "x")}, fails: "root directory"},
-		"link out, then below it": {items: []item{link("l", "OUTSIDE"), file("l/secret", "x")}, want: "...l -> OUTSIDE"},
-		"relative link out":       {items: []item{link("l", "../etc"), file("l/secret", "x")}, want: "etc/, etc/secret=x, l -> ../etc"},
-		"link to itself":          {items: []item{link("l", "l"), file("l/x", "x")}, fails: "too many symbolic links"},
-		"links in a ring":         {items: []item{link("a", "b/x"), link("b", "a/x"), file("a/x", "x")}, fails: "too many symbolic links"},
-		"link swapped in": {items: []item{folder("d"), file("d/a", ""), link("d", "../etc"), file("d/secret", "x")},
-			want: "d -> ../etc, etc/, etc/secret=x"},
-		"link through proc":                {items: []item{link("l", "/proc/self/root"), file("l/etc/secret", "x")}, want: "l -> /proc/self/root, proc/, proc/self/, proc/self/root/, proc/self/root/etc/, proc/self/root/etc/secret=x"},
-		"write through a link":             {items: []item{link("l", secret), file("l", "x")}, want: "l=x"},
-		"directory over a link":            {items: []item{link("l", "OUTSIDE"), folder("l"), file("l/secret", "x")}, want: "l/, l/secret=x"},
-		"hard link out":                    {items: []item{hard("h", secret)}, fails: "target"},
-		"hard link out by dot dot":         {items: []item{hard("h", "../etc/secret")}, fails: "target"},
-		"hard link through a link":         {items: []item{link("l", "OUTSIDE"), hard("h", "l/secret")}, fails: "target"},
-		"hard link to a link, written":     {items: []item{link("l", secret), hard("h", "l"), file("h", "x")}, want: "h=x, l -> " + secret},
-		"hard link to a directory":         {items: []item{folder("d"), hard("h", "d")}, fails: "directory"},
-		"hard link to the root":            {items: []item{hard("h", "/")}, fails: "root directory"},
-		"hard link to nothing":             {items: []item{hard("h", "")}, fails: "root directory"},
-		"hard link to itself":              {items: []item{hard("h", "h")}, fails: "target"},
-		"link to nothing":                  {items: []item{link("l", "")}, fails: "symbolic link"},
-		"device as parent":                 {items: []item{node("dev", tar.TypeChar), file("dev/x", "x")}, fails: "not a directory"},
-		"fifo as parent":                   {items: []item{node("fifo", tar.TypeFifo), file("fifo/x", "x")}, fails: "not a directory"},
-		"file as parent":                   {items: []item{file("f", ""), file("f/x", "x")}, fails: "not a directory"},
-		"written into a fifo":              {items: []item{node("fifo", tar.TypeFifo), file("fifo", "x")}, want: "fifo=x"},
-		"written into a device":            {items: []item{node("dev", tar.TypeChar), file("dev", "x")}, want: "dev=x"},
-		"device number":                    {items: []item{{tar.Header{Name: "dev", Typeflag: tar.TypeChar, Devmajor: 1 << 20}, ""}}, fails: "device number"},
-		"unknown type":                     {items: []item{{tar.Header{Name: "x", Typeflag: 'Z'}, ""}}, fails: "none that a layer can have"},
-		"whiteout of dot dot":              {items: []item{file(".wh...", "")}, fails: "whiteout"},
-		"whiteout of dot":                  {items: []item{file(".wh..", "")}, fails: "whiteout"},
-		"whiteout of nothing":              {items: []item{file(".wh.", "")}, fails: "whiteout"},
-		"whiteout in a link's target":      {items: []item{link("l", "../etc"), file("l/.wh.secret", "")}, want: "l -> ../etc"},
-		"whiteout below dot dot":           {items: []item{file("../etc/.wh.secret", "")}, want: ""},
-		"opaque in a link's target":        {items: []item{link("l", "../etc"), file("l/.wh..wh..opq", "")}, want: "l -> ../etc"},
-		"whiteout as parent":               {items: []item{file(".wh.d/x", "")}, fails: "whiteout"},
-		"whiteout in a file":               {items: []item{file("f", "x"), file("f/.wh.x", "")}, want: "f=x"},
-		"aufs plumbing":                    {items: []item{folder(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", "x"), file(".wh..wh.aufs", ""), file("a/.wh..wh.x", "")}, want: ""},
-		"root as a link":                   {items: []item{link("/", "OUTSIDE")}, fails: "root directory"},
-		"root as a whiteout's target":      {items: []item{file("a/../.wh..", "")}, fails: "whiteout"},
-		"deep and removed":                 {items: []item{file(strings.Repeat("d/", 1500)+"f", ""), file("d", "x")}, want: "d=x"},
-		"name with a newline and a quote":  {items: []item{file("a\n\"b", "x")}, want: "a\n\"b=x"},
-		"hard link over its own directory": {items: []item{folder("d"), file("d/f", "x"), hard("d", "d/f")}, fails: "hard link"},
-	} {
+	for name, tc := range hostile {
 		t.Run(name, func(t *testing.T) {
 			for _, o := range []Options{{}, {Overlay: true}, {Overlay: true, Lower: []string{t.TempDir()}}} {
 				root, unharmed := guarded(t)
