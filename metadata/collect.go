@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	// sweepRows and sweepTime bound one write transaction of a sweep, and with
+	// DB.sweepRows and sweepTime bound one write transaction of a sweep, and with
 	// that how long writers wait for it.
-	sweepRows = 128
-	sweepTime = 2 * time.Millisecond
+	defaultSweepRows = 64
+	sweepTime        = 2 * time.Millisecond
 	// catchUpRows is how many changed rows a sweep looks at within its write
 	// transaction. More are looked at on a read transaction before.
 	catchUpRows = 64
@@ -154,6 +154,9 @@ func (c *collection) sweep(ctx context.Context) error {
 	for retried := false; ; retried = true {
 		before := len(c.candidates)
 		for len(c.candidates) > 0 {
+			if c.db.beforePart != nil {
+				c.db.beforePart()
+			}
 			if err := c.catchUp(ctx); err != nil {
 				return err
 			}
@@ -200,7 +203,7 @@ func (c *collection) sweepPart(ctx context.Context) error {
 		if err := c.marker.changed(ctx, tx, tx.barrier.take()); err != nil {
 			return err
 		}
-		for done < min(sweepRows, len(c.candidates)) && (done%8 != 0 || done == 0 || time.Since(start) < sweepTime) {
+		for done < min(c.db.sweepRows, len(c.candidates)) && (done%8 != 0 || done == 0 || time.Since(start) < sweepTime) {
 			n := c.candidates[done]
 			done++
 			if c.marker.marks[n] != unmarked {

@@ -54,6 +54,9 @@ type DB struct {
 	lanes      lanes         // by digest
 	collecting chan struct{} // full while a collection runs
 
+	sweepRows  int    // removed in one write transaction at most
+	beforePart func() // nil but in tests: called before each of these transactions
+
 	onDelete atomic.Pointer[func()]
 	onExpire atomic.Pointer[func(time.Time)]
 
@@ -70,7 +73,7 @@ func newDB(o Options) *DB {
 	}
 	db := &DB{
 		options: o, log: o.Log, content: o.Content, drivers: map[string]*driver{},
-		ingests: newIngests(), collecting: make(chan struct{}, 1),
+		ingests: newIngests(), collecting: make(chan struct{}, 1), sweepRows: defaultSweepRows,
 	}
 	for name, d := range o.Drivers {
 		db.drivers[name] = newDriver(name, d)

@@ -20,8 +20,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/berthd/berth/api/services/containers/v1"
+	contentapi "github.com/berthd/berth/api/services/content/v1"
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/content"
@@ -138,7 +140,18 @@ var bg = context.Background()
 func newWorld(t testing.TB, change ...func(*Options)) *world {
 	t.Helper()
 	leak.CheckProcess(t)
-	w := &world{t: t, dir: t.TempDir(), events: &published{}}
+	w := newWorldIn(t, t.TempDir(), change...)
+	t.Cleanup(func() {
+		w.mustBeClean()
+		w.close()
+	})
+	return w
+}
+
+// newWorldIn is newWorld in a directory of the caller's.
+func newWorldIn(t testing.TB, dir string, change ...func(*Options)) *world {
+	t.Helper()
+	w := &world{t: t, dir: dir, events: &published{}}
 	for _, name := range []string{"native", "other"} {
 		if err := os.Mkdir(filepath.Join(w.dir, name), 0o700); err != nil {
 			t.Fatal(err)
@@ -156,10 +169,6 @@ func newWorld(t testing.TB, change ...func(*Options)) *world {
 		c(&w.options)
 	}
 	w.open()
-	t.Cleanup(func() {
-		w.mustBeClean()
-		w.close()
-	})
 	return w
 }
 
@@ -255,9 +264,6 @@ func (w *world) must(err error) {
 	}
 }
 
-// second is the error of a call that gives two things.
-func second[T any](_ T, err error) error { return err }
-
 // result names the kind of an error as the vectors do.
 func result(err error) string {
 	switch {
@@ -300,4 +306,8 @@ func keys[M any](rows []M, name func(M) string) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+func contentInfo(d digest.Digest) *contentapi.Info {
+	return &contentapi.Info{Digest: d.String(), Size: 1, CreatedAt: timestamppb.Now(), UpdatedAt: timestamppb.Now()}
 }

@@ -43,9 +43,11 @@ type marker struct {
 	held func(ns, ref string) bool // ingests that a writer has
 
 	marks map[node]level
-	back  map[node][]node // who lives while the key does, by labels of theirs
-	queue []node          // marked, and what they refer to is not yet
-	next  time.Time       // when the next lease, image or ingest ends
+	// back is who lives while the key does, by labels of theirs. Labels written
+	// since the mark began don't count here: who got them is spared anyway.
+	back  map[node][]node
+	queue []node    // marked, and what they refer to is not yet
+	next  time.Time // when the next lease, image or ingest ends
 }
 
 func newMarker(now time.Time, held func(ns, ref string) bool) *marker {
@@ -81,20 +83,15 @@ func (m *marker) roots(ctx context.Context, tx *Tx) error {
 			if err != nil {
 				return err
 			}
-			m.learn(n, f)
+			for _, named := range f.back {
+				m.back[named] = append(m.back[named], n)
+			}
 			if m.isRoot(n, f) {
 				m.mark(n, full)
 			}
 		}
 	}
 	return nil
-}
-
-// learn notes whom the labels of n make n depend on.
-func (m *marker) learn(n node, f facts) {
-	for _, named := range f.back {
-		m.back[named] = append(m.back[named], n)
-	}
 }
 
 // isRoot tells whether a row is alive by itself, and notes when that ends.
@@ -204,19 +201,13 @@ func (tx *Tx) row(n node) []byte {
 	return tx.bolt.Bucket([]byte(nodeBuckets[n.kind])).Get([]byte(path(n.ns, n.key)))
 }
 
-// changed marks from rows that writers touched, as they are now.
+// changed marks rows that writers touched, and follows them as they are now,
+// also those that were followed before.
 func (m *marker) changed(ctx context.Context, tx *Tx, touched map[node]struct{}) error {
 	for n := range touched {
-		value := tx.row(n)
-		if value == nil {
-			continue
+		if tx.row(n) != nil {
+			m.again(n)
 		}
-		f, err := look(n, value)
-		if err != nil {
-			return err
-		}
-		m.learn(n, f)
-		m.again(n)
 	}
 	return m.follow(ctx, tx)
 }

@@ -116,7 +116,9 @@ func (s *Snapshots) Usage(ctx context.Context, key string) (snapshots.Usage, err
 	}
 	usage, err := s.driver.Usage(ctx, row.ID)
 	if err != nil {
-		return snapshots.Usage{}, fmt.Errorf("snapshot %q: usage: %w", short(key), err)
+		return snapshots.Usage{}, s.explain(fmt.Errorf("snapshot %q: usage: %w", short(key), err), func(tree snapshots.Tree) error {
+			return second(tree.Stat(key))
+		})
 	}
 	return usage, nil
 }

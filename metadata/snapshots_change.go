@@ -60,7 +60,9 @@ func (s *Snapshots) create(ctx context.Context, row snapshots.Row) ([]mount.Moun
 	defer land()
 	o := snapshots.CreateOptions{Kind: row.Kind, Labels: inherited(row.Labels)}
 	if err := s.driver.Create(ctx, row.ID, parents, o); err != nil {
-		return nil, fmt.Errorf("snapshot %q: %w", short(row.Name), err)
+		return nil, s.explain(fmt.Errorf("snapshot %q: %w", short(row.Name), err), func(tree snapshots.Tree) error {
+			return second(tree.CheckCreate(row.Name, row.Parent, row.Labels))
+		})
 	}
 	if err := s.record(ctx, row, parents); err != nil {
 		err = s.undo(ctx, err, row)
@@ -109,6 +111,19 @@ func (s *Snapshots) undo(ctx context.Context, err error, row snapshots.Row) erro
 	return err
 }
 
+// explain gives a reason for a driver's failure if the rules know one by now:
+// what it worked on may have been removed under its hands.
+func (s *Snapshots) explain(failed error, rule func(snapshots.Tree) error) error {
+	err := s.db.View(func(tx *Tx) error { return rule(s.tree(tx)) })
+	if err != nil {
+		return err
+	}
+	return failed
+}
+
+// second is the error of a call that gives two things.
+func second[T any](_ T, err error) error { return err }
+
 // hasDirectory tells whether any row, whatever its name by now, stands for a
 // directory; on doubt one does. It reads all rows of the snapshotter.
 func (db *DB) hasDirectory(snapshotter string, id snapshots.ID) bool {
@@ -152,12 +167,16 @@ func (s *Snapshots) Commit(ctx context.Context, name, key, parent string, given 
 	return err
 }
 
-func (s *Snapshots) commit(ctx context.Context, key, parent string, row snapshots.Row) (err error) {
-	if err := s.driver.Flush(ctx, row.ID); err != nil {
-		return fmt.Errorf("commit snapshot %q: flush: %w", short(key), err)
+// commit flushes and measures the layer, then names it.
+func (s *Snapshots) commit(ctx context.Context, key, parent string, row snapshots.Row) error {
+	err := s.driver.Flush(ctx, row.ID)
+	if err == nil {
+		row.Usage, err = s.driver.Usage(ctx, row.ID)
 	}
-	if row.Usage, err = s.driver.Usage(ctx, row.ID); err != nil {
-		return fmt.Errorf("commit snapshot %q: usage: %w", short(key), err)
+	if err != nil {
+		return s.explain(fmt.Errorf("commit snapshot %q: %w", short(key), err), func(tree snapshots.Tree) error {
+			return second(tree.CheckCommit(row.Name, key, parent))
+		})
 	}
 	return s.db.Update(ctx, func(tx *Tx) error {
 		if err := tx.needLease(s.scope); err != nil {

@@ -1,0 +1,498 @@
+package metadata
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"pgregory.net/rapid"
+
+	contentapi "github.com/berthd/berth/api/services/content/v1"
+	"github.com/berthd/berth/api/services/leases/v1"
+	"github.com/berthd/berth/internal/labels"
+	"github.com/berthd/berth/internal/leak"
+	"github.com/berthd/berth/snapshots"
+)
+
+// The model test: several workers, each in a namespace of its own, make, link,
+// hold and delete objects, while collections run without end. Each worker
+// compares with its model after every step: what it can reach must be there.
+// At the end all is let go, and must be gone.
+
+const (
+	modelObjects = 10 // even: content; odd: snapshots. One refers to lower ones.
+	modelWorkers = 3
+	modelSteps   = 25
+)
+
+// step is one thing that a worker does, to object a with object b.
+type step struct {
+	Do    string
+	A, B  int
+	Lease bool
+}
+
+var stepKinds = []string{"create", "create", "create", "link", "link", "unlink", "hold", "hold", "drop", "root", "unroot", "delete", "image", "container", "drop all", "back"}
+
+func steps() *rapid.Generator[[]step] {
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
+		return step{
+			Do: rapid.SampledFrom(stepKinds).Draw(t, "do"),
+			A:  rapid.IntRange(0, modelObjects-1).Draw(t, "a"), B: rapid.IntRange(0, modelObjects-1).Draw(t, "b"),
+			Lease: rapid.Bool().Draw(t, "lease"),
+		}
+	}), 1, modelSteps)
+}
+
+// object is what a model knows of one.
+type object struct {
+	there  bool         // made, and not deleted
+	maybe  bool         // there, unless a collection took it
+	links  map[int]bool // to which its labels refer; true if they were seen to be there since
+	back   map[int]bool // by which its labels let it live
+	parent int          // -1: none
+	root   bool
+}
+
+// worker is one model and the namespace it is of.
+type worker struct {
+	w         *world
+	fail      func(format string, args ...any)
+	s         Scope
+	native    *Snapshots
+	objects   [modelObjects]object
+	held      map[int]bool
+	image     int // target, or -1
+	container int // snapshot, or -1
+}
+
+func newWorker(w *world, n int, fail func(string, ...any)) *worker {
+	m := &worker{w: w, fail: fail, s: Scope{Namespace: fmt.Sprint("ns", n)}, held: map[int]bool{}, image: -1, container: -1}
+	for i := range m.objects {
+		m.objects[i].parent = -1
+	}
+	m.native = m.snapshots("")
+	m.expect(second(w.Leases(m.s).Create(bg, "lease", nil)))
+	return m
+}
+
+func (m *worker) snapshots(lease string) *Snapshots {
+	out, err := m.w.Snapshotter(Scope{m.s.Namespace, lease}, "native")
+	m.expect(err)
+	return out
+}
+
+func (m *worker) expect(err error) {
+	if err != nil {
+		m.fail("%s: %v", m.s.Namespace, err)
+	}
+}
+
+func isBlob(i int) bool    { return i%2 == 0 }
+func bytesOf(i int) string { return fmt.Sprint("blob ", i) }
+
+// idOf is the name of an object: a digest or a key.
+func idOf(i int) string {
+	if isBlob(i) {
+		return digest.FromString(bytesOf(i)).String()
+	}
+	return fmt.Sprint("layer ", i)
+}
+
+func refLabel(prefix string, to, n int) string {
+	if isBlob(to) {
+		return fmt.Sprintf("%scontent.%d", prefix, n)
+	}
+	return fmt.Sprintf("%ssnapshot.native/%d", prefix, n)
+}
+
+// labels are those that the model has for an object.
+func (m *worker) labels(i int) map[string]string {
+	out := map[string]string{}
+	for to := range m.objects[i].links {
+		out[refLabel(labels.GCRef, to, to)] = idOf(to)
+	}
+	for to := range m.objects[i].back {
+		out[refLabel(labels.GCBackRef, to, to)] = idOf(to)
+	}
+	if m.objects[i].root {
+		out[labels.GCRoot] = "1"
+	}
+	return out
+}
+
+// exists asks the store, and reads the bytes of a blob.
+func (m *worker) exists(i int) bool {
+	var err error
+	if !isBlob(i) {
+		if _, err = m.native.Stat(bg, idOf(i)); err == nil {
+			return true
+		}
+	} else {
+		r, err := m.w.Blobs(m.s).Open(bg, digest.Digest(idOf(i)))
+		if err == nil {
+			data := make([]byte, r.Size())
+			_, err = r.ReadAt(data, 0)
+			m.expect(errors.Join(err, r.Close()))
+			if string(data) != bytesOf(i) {
+				m.fail("blob %d has bytes %q", i, data)
+			}
+			return true
+		}
+		if !errdefs.IsNotFound(err) {
+			m.fail("blob %d: %v", i, err)
+		}
+		return false
+	}
+	if !errdefs.IsNotFound(err) {
+		m.fail("layer %d: %v", i, err)
+	}
+	return false
+}
+
+// gone notes that an object is not there.
+func (m *worker) gone(i int) {
+	m.objects[i] = object{parent: -1}
+	for j := range m.objects {
+		if _, ok := m.objects[j].links[i]; ok {
+			m.objects[j].links[i] = false
+		}
+	}
+}
+
+// compare looks whether all that the model reaches is there.
+func (m *worker) compare() {
+	reached := map[int]bool{}
+	var visit func(i int, must bool)
+	visit = func(i int, must bool) {
+		o := &m.objects[i]
+		if reached[i] || !o.there {
+			return
+		}
+		was := o.maybe
+		if !m.exists(i) {
+			if must || !was {
+				m.fail("%s: object %d was collected", m.s.Namespace, i)
+			}
+			m.gone(i)
+			return
+		}
+		reached[i] = true
+		o.maybe = false
+		if o.parent >= 0 {
+			visit(o.parent, true)
+		}
+		for to, seen := range o.links {
+			visit(to, seen)
+			if m.objects[to].there {
+				o.links[to] = true
+			}
+		}
+		for j := range m.objects {
+			if m.objects[j].back[i] {
+				visit(j, false)
+			}
+		}
+	}
+	for i := range m.objects {
+		if m.held[i] || m.objects[i].root || m.image == i || m.container == i {
+			visit(i, false)
+		}
+	}
+	for i := range m.objects {
+		if !reached[i] {
+			m.objects[i].maybe = true
+		}
+	}
+}
+
+// do makes one step in store and model.
+func (m *worker) do(s step) {
+	o := &m.objects[s.A]
+	switch s.Do {
+	case "create":
+		m.create(s)
+	case "link", "unlink", "root", "unroot", "back":
+		m.relabel(s)
+	case "hold":
+		m.expect(m.w.Leases(m.s).AddResource(bg, "lease", m.resource(s.A)))
+		m.held[s.A] = true
+	case "drop":
+		m.expect(m.w.Leases(m.s).DeleteResource(bg, "lease", m.resource(s.A)))
+		delete(m.held, s.A)
+	case "drop all":
+		m.expect(m.w.Leases(m.s).Delete(bg, "lease"))
+		m.expect(second(m.w.Leases(m.s).Create(bg, "lease", nil)))
+		clear(m.held)
+	case "delete":
+		m.delete(s.A, o)
+	case "image":
+		if m.image >= 0 {
+			m.expect(m.w.Images(m.s).Delete(bg, "image", nil))
+			m.image = -1
+		} else if isBlob(s.A) {
+			m.expect(second(m.w.Images(m.s).Create(bg, testImage("image", digest.Digest(idOf(s.A))), nil)))
+			m.image = s.A
+		}
+	case "container":
+		if m.container >= 0 {
+			m.expect(m.w.Containers(m.s).Delete(bg, "container"))
+			m.container = -1
+		} else if !isBlob(s.A) {
+			c := testContainer("container")
+			c.Snapshotter, c.SnapshotKey = "native", idOf(s.A)
+			m.expect(second(m.w.Containers(m.s).Create(bg, c)))
+			m.container = s.A
+		}
+	}
+}
+
+func (m *worker) resource(i int) *leases.Resource {
+	if isBlob(i) {
+		return &leases.Resource{Type: "content", Id: idOf(i)}
+	}
+	return &leases.Resource{Type: "snapshots/native", Id: idOf(i)}
+}
+
+func (m *worker) create(s step) {
+	o := &m.objects[s.A]
+	if o.there && !o.maybe {
+		return
+	}
+	scope := m.s
+	if s.Lease {
+		scope.Lease = "lease"
+	}
+	var err error
+	parent := -1
+	if isBlob(s.A) {
+		_, err = writeBlob(m.w.DB, scope, bytesOf(s.A), nil)
+	} else {
+		if !isBlob(s.B) && s.B < s.A && m.objects[s.B].there && !m.objects[s.B].maybe {
+			parent = s.B
+		}
+		err = m.layer(s, scope.Lease, parent)
+	}
+	switch {
+	case err == nil:
+		m.gone(s.A)
+		*o = object{there: true, maybe: !s.Lease, parent: parent}
+		for i := range m.objects {
+			if _, ok := m.objects[i].links[s.A]; ok {
+				m.objects[i].links[s.A] = true
+			}
+		}
+	case errdefs.IsAlreadyExists(err) && o.there:
+	case errdefs.IsNotFound(err) && !s.Lease && !isBlob(s.A): // the key, unheld, was collected
+		return
+	default:
+		m.fail("%s: create %d: %v", m.s.Namespace, s.A, err)
+	}
+	if s.Lease {
+		m.held[s.A] = true
+	}
+}
+
+func (m *worker) layer(s step, lease string, parent int) error {
+	store := m.snapshots(lease)
+	name, key := "", fmt.Sprint("key ", s.A)
+	if parent >= 0 {
+		name = idOf(parent)
+	}
+	if _, err := store.Prepare(bg, key, name, nil); err != nil {
+		return err
+	}
+	err := store.Commit(bg, idOf(s.A), key, "", nil)
+	if errdefs.IsAlreadyExists(err) {
+		if removed := store.Remove(bg, key); removed != nil && (lease != "" || !errdefs.IsNotFound(removed)) {
+			m.expect(removed)
+		}
+	}
+	return err
+}
+
+func (m *worker) relabel(s step) {
+	o := &m.objects[s.A]
+	if !o.there {
+		return
+	}
+	before := *o
+	o.links, o.back = cloneInts(o.links), cloneInts(o.back)
+	switch s.Do {
+	case "link":
+		if s.B < s.A {
+			o.links[s.B] = false
+		}
+	case "unlink":
+		delete(o.links, s.B)
+	case "back":
+		if s.B > s.A {
+			o.back[s.B] = true
+		}
+	default:
+		o.root = s.Do == "root"
+	}
+	var err error
+	if isBlob(s.A) {
+		_, err = m.w.Blobs(m.s).Update(bg, &contentapi.Info{Digest: idOf(s.A), Labels: m.labels(s.A)})
+	} else {
+		_, err = m.native.Update(bg, snapshots.Info{Name: idOf(s.A), Labels: m.labels(s.A)})
+	}
+	if errdefs.IsNotFound(err) && before.maybe {
+		m.gone(s.A)
+		return
+	}
+	m.expect(err)
+	if s.Do == "link" && s.B < s.A && m.objects[s.B].there {
+		if m.exists(s.B) {
+			o.links[s.B] = true
+		} else if m.objects[s.B].maybe {
+			m.gone(s.B)
+		}
+	}
+}
+
+func cloneInts(in map[int]bool) map[int]bool {
+	out := map[int]bool{}
+	for key, value := range in {
+		out[key] = value
+	}
+	return out
+}
+
+func (m *worker) delete(i int, o *object) {
+	var err error
+	if isBlob(i) {
+		err = m.w.Blobs(m.s).Delete(bg, digest.Digest(idOf(i)))
+	} else {
+		err = m.native.Remove(bg, idOf(i))
+	}
+	switch {
+	case err == nil, errdefs.IsNotFound(err) && (o.maybe || !o.there):
+		m.gone(i)
+	case errdefs.IsFailedPrecondition(err) && !isBlob(i): // it has children
+	default:
+		m.fail("%s: delete %d: %v", m.s.Namespace, i, err)
+	}
+}
+
+// letGo removes all that keeps anything alive.
+func (m *worker) letGo() {
+	for i := range m.objects {
+		if m.objects[i].root {
+			m.do(step{Do: "unroot", A: i})
+		}
+	}
+	if m.image >= 0 {
+		m.do(step{Do: "image"})
+	}
+	if m.container >= 0 {
+		m.do(step{Do: "container"})
+	}
+	m.expect(m.w.Leases(m.s).Delete(bg, "lease"))
+}
+
+func TestModel(t *testing.T) {
+	leak.CheckProcess(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		var plans [modelWorkers][]step
+		for i := range plans {
+			plans[i] = steps().Draw(rt, fmt.Sprint("worker ", i))
+		}
+		// In memory where that can be had: what is tried are orders, not disks.
+		dir, err := os.MkdirTemp("/dev/shm", "berth-model-")
+		if err != nil {
+			dir, err = os.MkdirTemp("", "berth-model-")
+		}
+		if err != nil {
+			rt.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		runModel(t, rt, dir, plans)
+	})
+}
+
+func runModel(t *testing.T, rt *rapid.T, dir string, plans [modelWorkers][]step) {
+	var mu sync.Mutex
+	var failures []string
+	fail := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		failures = append(failures, fmt.Sprintf(format, args...))
+	}
+	w := newWorldIn(t, dir)
+	w.DB.sweepRows = 1
+	var group, collector sync.WaitGroup
+	stop := make(chan struct{})
+	// A sweep goes on only while the workers do, so that many of their steps
+	// fall between its parts.
+	tick := make(chan struct{})
+	w.beforePart = func() {
+		select {
+		case <-tick:
+		case <-stop:
+		}
+	}
+	collector.Go(func() {
+		for {
+			if _, err := w.Collect(bg); err != nil {
+				fail("%v", err)
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	})
+	workers := make([]*worker, modelWorkers)
+	for i, plan := range plans {
+		m := newWorker(w, i, fail)
+		workers[i] = m
+		group.Go(func() {
+			for _, s := range plan {
+				m.do(s)
+				m.compare()
+				select {
+				case tick <- struct{}{}:
+				default:
+				}
+			}
+		})
+	}
+	group.Wait()
+	close(stop)
+	collector.Wait()
+	for _, m := range workers {
+		m.compare()
+		m.letGo()
+	}
+	for more := true; more; {
+		report, err := w.Collect(bg)
+		if err != nil {
+			fail("%v", err)
+		}
+		more = report.More
+	}
+	w.settled()
+	for _, m := range workers {
+		if left := w.left(m.s); len(left) > 0 {
+			fail("left in %s: %v", m.s.Namespace, left)
+		}
+	}
+	if n := w.directories(); n > 0 {
+		fail("%d directories are left", n)
+	}
+	w.onDisk(nil)
+	for p := range w.Check(bg, CheckOptions{ReadContent: true}) {
+		fail("check: %v", p)
+	}
+	w.close()
+	for _, f := range failures {
+		rt.Error(f)
+	}
+}
