@@ -95,7 +95,7 @@ func makeRootfs(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "bin", "busybox"), data, 0o755); err != nil {
 		return err
 	}
-	for _, applet := range []string{"sh", "sleep", "cat", "echo", "head", "dd", "true", "false", "stty", "kill", "yes", "id", "tty", "seq", "md5sum", "ps", "trap"} {
+	for _, applet := range []string{"sh", "sleep", "cat", "echo", "head", "dd", "true", "false", "stty", "kill", "yes", "id", "tty", "seq", "md5sum", "ps", "stat"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", applet)); err != nil {
 			return err
 		}

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"errors"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
 	task "github.com/berthd/berth/api/runtime/task/v3"
+	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/api/types/runc"
 	"github.com/berthd/berth/runtime/record"
 )
 
@@ -47,5 +52,68 @@ func TestKill(t *testing.T) {
 	f.delete("")
 	_, err = f.task.Kill(f.ctx(), &task.KillRequest{Id: f.id, Signal: 9})
 	code(t, "kill deleted", err, codes.NotFound)
+	f.shutdown()
+}
+
+// TestCrun runs the same shim with the other runtime.
+func TestCrun(t *testing.T) {
+	if _, err := exec.LookPath("crun"); err != nil {
+		t.Skip(err)
+	}
+	crun := mustAny(t, &runc.Options{BinaryName: "crun"})
+	f := container(t, "sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done")
+	c := newClientIO(t)
+	if _, err := f.tryCreate(&task.CreateTaskRequest{Stdout: c.stdout.path, Options: crun}); err != nil {
+		if strings.Contains(err.Error(), "crun create: exit status 1: cgroups in hybrid mode not supported") {
+			t.Skip("crun refuses the cgroups of this machine")
+		}
+		t.Fatal(err)
+	}
+	f.startTask("")
+	c.stdout.expect("ready\n")
+	e := newClientIO(t)
+	f.exec("e1", &task.ExecProcessRequest{Terminal: true, Stdout: e.stdout.path}, "sh", "-c", "tty; exit 6")
+	f.startTask("e1")
+	f.wait("e1", 6)
+	f.delete("e1")
+	if out := e.stdout.end(); !strings.Contains(out, "/dev/pts/") {
+		t.Errorf("exec printed %q", out)
+	}
+	f.exec("e2", &task.ExecProcessRequest{}, "/no/such/binary")
+	_, err := f.task.Start(f.ctx(), &task.StartRequest{Id: f.id, ExecId: "e2"})
+	code(t, "start exec of a missing binary", err, codes.Unknown)
+	if err == nil || !strings.Contains(err.Error(), "crun exec: ") {
+		t.Errorf("error %v", err)
+	}
+	_, err1 := f.task.Pause(f.ctx(), &task.PauseRequest{Id: f.id})
+	_, err2 := f.task.Resume(f.ctx(), &task.ResumeRequest{Id: f.id})
+	_, err3 := f.task.Update(f.ctx(), &task.UpdateTaskRequest{Id: f.id, Resources: jsonAny("", `{"memory":{"limit":33554432}}`)})
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Error(err)
+	}
+	f.kill("", unix.SIGTERM)
+	f.wait("", 9)
+	f.delete("")
+
+	f.create(&task.CreateTaskRequest{Options: crun})
+	f.delete("")
+	_, err = f.tryCreate(&task.CreateTaskRequest{Options: crun, Rootfs: []*types.Mount{{Type: "tmpfs", Source: "tmpfs"}}})
+	if err == nil || !strings.Contains(err.Error(), "crun create: ") {
+		t.Errorf("create without a binary: %v", err)
+	}
+	f.checkClean()
+	f.shutdown()
+}
+
+// TestOwner gives the container's ends of the pipes to the user of the options.
+func TestOwner(t *testing.T) {
+	f := container(t, "sh", "-c", "exec stat -L -c %u:%g /proc/self/fd/1")
+	c := newClientIO(t)
+	f.run(&task.CreateTaskRequest{Stdout: c.stdout.path, Options: mustAny(t, &runc.Options{IoUid: 1234, IoGid: 4321})})
+	f.wait("", 0)
+	f.delete("")
+	if out := c.stdout.end(); !strings.HasSuffix(out, ":4321\n") {
+		t.Errorf("stdout belongs to %q", out)
+	}
 	f.shutdown()
 }
