@@ -113,9 +113,14 @@ func tarOf(entries []tar.Header, data map[string][]byte) []byte {
 	return buf.Bytes()
 }
 
+// layers counts the layers made, so that no two are the same: a store that has
+// a layer already may take it from there.
+var layers int
+
 // goodLayer is a layer with one file.
 func goodLayer() []byte {
-	return tarOf([]tar.Header{{Name: "file", Typeflag: tar.TypeReg, Mode: 0o644}}, map[string][]byte{"file": []byte("content\n")})
+	layers++
+	return tarOf([]tar.Header{{Name: "file", Typeflag: tar.TypeReg, Mode: 0o644}}, map[string][]byte{"file": fmt.Appendf(nil, "content %d\n", layers)})
 }
 
 // berth runs the berth command and gives its output, both streams, and error.
@@ -129,41 +134,56 @@ func berth(d *harness.Daemon, stdin io.Reader, args ...string) (string, error) {
 	return string(out), err
 }
 
+// badImage is an archive that can't be imported.
+type badImage struct {
+	archive []byte
+	want    string // part of the error
+}
+
 // TestBadImages imports archives that are damaged or lie. Each ends in an error
 // that names the trouble, without an image row, and after a collection without
 // content.
 func TestBadImages(t *testing.T) {
 	d := start(t)
-	good, layer, config := image("berth.test/bad:1", goodLayer(), "")
-	spoil := func(change func(l *layout)) []byte {
+	// bad makes an image, spoils it, and names the part of it that the error
+	// has to name.
+	bad := func(change func(l *layout, layer, config string) (want string)) badImage {
+		l, layer, config := image("berth.test/bad:1", goodLayer(), "")
+		want := change(l, blobPath(layer.Digest), blobPath(config.Digest))
+		return badImage{l.tar(), filepath.Base(want)}
+	}
+	flip := func(l *layout, path string) string {
+		l.files[path][len(l.files[path])/2] ^= 1
+		return path
+	}
+	remove := func(l *layout, path string) string {
+		delete(l.files, path)
+		return path
+	}
+	cut := func(at int) badImage {
 		l, _, _ := image("berth.test/bad:1", goodLayer(), "")
-		change(l)
-		return l.tar()
+		data := l.tar()
+		return badImage{data[:min(at, len(data)/2)], "too early"}
 	}
-	flip := func(path string) []byte {
-		return spoil(func(l *layout) {
-			data := bytes.Clone(l.files[path])
-			data[len(data)/2] ^= 1
-			l.files[path] = data
-		})
-	}
-	wrongDiff, _, _ := image("berth.test/bad:1", goodLayer(), digest.FromString("another"))
-	tests := map[string]struct {
-		archive []byte
-		want    string // part of the error
-	}{
-		"empty":                {nil, ""},
-		"no archive":           {[]byte("this is not a tar archive, and it is not compressed either. " + strings.Repeat("x", 1000)), ""},
-		"cut in the middle":    {good.tar()[:len(good.tar())/2], ""},
-		"cut within a blob":    {good.tar()[:700], ""},
-		"no index":             {spoil(func(l *layout) { delete(l.files, "index.json") }), "index.json"},
-		"index is no JSON":     {spoil(func(l *layout) { l.files["index.json"] = []byte("{") }), "index.json"},
-		"layer flipped":        {flip(blobPath(layer.Digest)), layer.Digest.Encoded()},
-		"config flipped":       {flip(blobPath(config.Digest)), config.Digest.Encoded()},
-		"layer missing":        {spoil(func(l *layout) { delete(l.files, blobPath(layer.Digest)) }), layer.Digest.Encoded()},
-		"config missing":       {spoil(func(l *layout) { delete(l.files, blobPath(config.Digest)) }), config.Digest.Encoded()},
-		"other diff id":        {wrongDiff.tar(), digest.FromString("another").Encoded()},
-		"blob path leaves":     {spoil(func(l *layout) { l.add("blobs/sha256/../../../../../tmp/berth-evil", []byte("x")) }), ""},
+	tests := map[string]badImage{
+		"empty":             {nil, ""},
+		"no archive":        {[]byte("this is not a tar archive, and it is not compressed either. " + strings.Repeat("x", 1000)), ""},
+		"cut in the middle": cut(1 << 30),
+		"cut within a blob": cut(700),
+		"no index":          bad(func(l *layout, _, _ string) string { return remove(l, "index.json") }),
+		"index is no JSON": bad(func(l *layout, _, _ string) string {
+			l.files["index.json"] = []byte("{")
+			return "index.json"
+		}),
+		"layer flipped":  bad(func(l *layout, layer, _ string) string { return flip(l, layer) }),
+		"config flipped": bad(func(l *layout, _, config string) string { return flip(l, config) }),
+		"layer missing":  bad(func(l *layout, layer, _ string) string { return remove(l, layer) }),
+		"config missing": bad(func(l *layout, _, config string) string { return remove(l, config) }),
+		"blob path leaves": bad(func(l *layout, _, _ string) string {
+			l.add("blobs/sha256/../../../../../tmp/berth-evil", []byte("x"))
+			return ""
+		}),
+		"other diff id":        {must(image("berth.test/bad:1", goodLayer(), digest.FromString("another"))).tar(), digest.FromString("another").Encoded()},
 		"layer is no tar":      {must(image("berth.test/bad:1", []byte(strings.Repeat("no tar ", 200)), "")).tar(), ""},
 		"layer is a short tar": {must(image("berth.test/bad:1", goodLayer()[:515], "")).tar(), ""},
 	}

@@ -120,7 +120,7 @@ func TestBadTasks(t *testing.T) {
 		spec *anypb.Any
 		want string
 	}{
-		"spec is no JSON": {spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Spec", Value: []byte("not JSON")}, want: "spec"},
+		"spec is no JSON": {spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Spec", Value: []byte("not JSON")}, want: "invalid character"},
 		"spec is empty":   {spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Spec", Value: []byte("{}")}, want: ""},
 		"no such program": {opts: []containerd.NewContainerOpts{containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs("/no/such/program"))}, want: "no such file"},
 		"no such runtime": {opts: []containerd.NewContainerOpts{containerd.WithRuntime("io.containerd.nosuch.v9", nil)}, want: "nosuch"},
@@ -149,6 +149,13 @@ func TestBadTasks(t *testing.T) {
 					got.Container.Spec = test.spec
 					if _, err := raw.Update(ctx, &containersapi.UpdateContainerRequest{Container: got.Container}); err != nil {
 						t.Fatal(err)
+					}
+				}
+				if test.spec != nil {
+					// The Go client reads the spec itself; the daemon has to find out too.
+					_, err := client.TaskService().Create(ctx, &tasksapi.CreateTaskRequest{ContainerID: id})
+					if err == nil {
+						t.Error("the daemon created a task of a bad spec")
 					}
 				}
 				err = taskOf(t, ctx, client, container)

@@ -107,7 +107,11 @@ func (c ctr) images(local bool) {
 	c.want(c.run(append(args, programs.Image)...), `unpacking`)
 	c.want(c.run("images", "ls"), regexp.QuoteMeta(harness.ImageName)+` +application/vnd\.oci`)
 	c.want(c.run("images", "check"), regexp.QuoteMeta(harness.ImageName)+`.*complete.*true`)
-	c.run("images", "tag", harness.ImageName, "berth.test/other:1")
+	args = []string{"images", "tag"}
+	if local {
+		args = append(args, "--local")
+	}
+	c.run(append(args, harness.ImageName, "berth.test/other:1")...)
 	c.want(c.run("images", "ls", "-q"), `(?m)^berth.test/other:1$`)
 	c.run("images", "rm", "berth.test/other:1")
 }
@@ -195,8 +199,9 @@ func (c ctr) background() {
 	}
 	c.run("tasks", "kill", "--signal", "SIGTERM", id)
 	c.eventually(regexp.QuoteMeta(id)+` +\d+ +STOPPED`, "tasks", "ls")
-	if _, _, code := c.try("tasks", "delete", id); code != 9 {
-		c.t.Fatalf("delete tells exit code %d, want 9", code)
+	// It warns of a status that is not 0; the current one makes it its own too.
+	if out, errs, code := c.try("tasks", "delete", id); code != 9 && !strings.Contains(errs, "exit code 9") {
+		c.t.Fatalf("delete tells %q, %q, exit code %d", out, errs, code)
 	}
 	c.run("containers", "delete", id)
 }
