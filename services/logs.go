@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 
 	api "github.com/berthd/berth/api/berth/logs/v1"
@@ -67,7 +66,7 @@ func (s *logService) awaitEnd(ctx context.Context, namespace, id string, ended c
 		if ctx.Err() != nil {
 			return
 		}
-		if err == nil || errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		if err == nil || errdefs.IsNotFound(err) {
 			close(ended)
 			return
 		}

@@ -90,7 +90,7 @@ func New(c Config) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.UnaryInterceptor(e.unary), grpc.StreamInterceptor(e.stream), grpc.UnknownServiceHandler(unknown),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
-		grpc.ConnectionTimeout(20*time.Second), grpc.SharedWriteBuffer(true),
+		grpc.ConnectionTimeout(20*time.Second),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	s.register(c, uint64(pidns.Ino))
@@ -157,7 +157,7 @@ func (s *Server) Serve(ctx context.Context, forGRPC, forTTRPC net.Listener) erro
 	defer s.stop()
 	failed := make(chan error, 2)
 	go func() { failed <- s.grpc.Serve(forGRPC) }()
-	go func() { failed <- s.ttrpc.Serve(context.WithoutCancel(ctx), forTTRPC) }()
+	go func() { failed <- s.ttrpc.Serve(withTTRPCLog(context.WithoutCancel(ctx), s.log), forTTRPC) }()
 	left := 2
 	var err error
 	select {
