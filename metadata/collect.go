@@ -86,6 +86,7 @@ func (db *DB) Collect(ctx context.Context) (Report, error) {
 func (c *collection) run(ctx context.Context) error {
 	c.marker = newMarker(c.report.Started, c.db.ingests.isHeld)
 	c.db.remover.retry()
+	c.db.retryDiscards(ctx)
 	if err := c.mark(ctx); err != nil {
 		return errors.Join(err, c.end())
 	}
@@ -297,7 +298,7 @@ func (c *collection) dispose(ctx context.Context, gone removed, failed error) {
 			continue
 		}
 		if err := c.db.discard(ctx, i.backend); err != nil {
-			c.db.log.Warn("ingest not removed, the next start sweeps it", slog.String("ref", i.backend), slog.Any("error", err))
+			c.db.log.Warn("ingest not removed, trying again later", slog.String("ref", i.backend), slog.Any("error", err))
 		}
 	}
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,7 +38,9 @@ type ingests struct {
 	// flying are names in the content store whose row is not there yet, or that
 	// a writer still has; they are no orphans.
 	flying map[string]struct{}
-	last   uint64 // highest number in a backend ref
+	// leaving are those whose row is gone and whose bytes could not be removed.
+	leaving map[string]struct{}
+	last    uint64 // highest number in a backend ref
 }
 
 // hold is a writer's hold on a ref.
@@ -46,7 +51,7 @@ type hold struct {
 }
 
 func newIngests() *ingests {
-	return &ingests{held: map[string]*hold{}, flying: map[string]struct{}{}}
+	return &ingests{held: map[string]*hold{}, flying: map[string]struct{}{}, leaving: map[string]struct{}{}}
 }
 
 // take makes the caller the only writer of a ref.
@@ -120,11 +125,30 @@ func (i *ingests) isHeld(ns, ref string) bool {
 	return i.held[path(ns, ref)] != nil
 }
 
-func (i *ingests) isFlying(backend string) bool {
+func (i *ingests) isBusy(backend string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	_, ok := i.flying[backend]
-	return ok
+	_, flying := i.flying[backend]
+	_, leaving := i.leaving[backend]
+	return flying || leaving
+}
+
+// leave notes whether the bytes of an ingest without a row are still to go.
+func (i *ingests) leave(backend string, still bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if still {
+		i.leaving[backend] = struct{}{}
+	} else {
+		delete(i.leaving, backend)
+	}
+}
+
+// left are those whose bytes are still to go.
+func (i *ingests) left() []string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.Collect(maps.Keys(i.leaving))
 }
 
 // seen has the number of a backend ref that exists not be used again.
@@ -233,22 +257,34 @@ func (b *Blobs) Abort(ctx context.Context, ref string) error {
 		}
 		return ingestTable.Delete(tx, b.scope.Namespace, ref)
 	})
-	if err != nil {
+	if backend == "" || err != nil && b.db.hasIngest(b.scope.Namespace, ref, backend) {
 		return err
 	}
+	// Also after an error, which may have come too late to undo anything.
 	if b.db.ingests.abort(b.scope.Namespace, ref, backend) {
-		return nil
+		return err
 	}
-	return b.db.discard(ctx, backend)
+	return errors.Join(err, b.db.discard(ctx, backend))
 }
 
-// discard drops the bytes of an ingest that has no row.
+// discard drops the bytes of an ingest that has no row. If it can't, the next
+// collection tries again.
 func (db *DB) discard(ctx context.Context, backend string) error {
 	err := db.content.Abort(ctx, backend)
 	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil
+		err = nil
 	}
+	db.ingests.leave(backend, err != nil)
 	return err
+}
+
+// retryDiscards drops what could not be dropped before.
+func (db *DB) retryDiscards(ctx context.Context) {
+	for _, backend := range db.ingests.left() {
+		if err := db.discard(ctx, backend); err != nil {
+			db.log.Warn("ingest not removed, trying again later", slog.String("ref", backend), slog.Any("error", err))
+		}
+	}
 }
 
 // renew has the row of an ingest that was opened join the lease, or live on

@@ -76,7 +76,7 @@ func (db *DB) orphanIngests(ctx context.Context) ([]string, error) {
 			return nil, fmt.Errorf("ingests on disk: %w", err)
 		}
 		// Looked at before the rows: an ingest lands after its row is there.
-		if !db.ingests.isFlying(info.Ref) {
+		if !db.ingests.isBusy(info.Ref) {
 			found = append(found, info.Ref)
 		}
 	}

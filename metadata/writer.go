@@ -28,6 +28,7 @@ type Writer struct {
 	// stands at its end; it can be committed without a byte sent.
 	borrowed  *content.Info
 	installed digest.Digest // not empty: the bytes are on disk under their digest
+	tried     bool          // a commit was
 	closed    bool
 }
 
@@ -123,6 +124,7 @@ func (w *Writer) start(ctx context.Context) error {
 	backend := b.db.ingests.assign(w.hold, b.scope.Namespace, w.ref, "")
 	ingest, err := b.db.content.Ingest(ctx, backend, w.want)
 	if err != nil {
+		err = errors.Join(err, b.db.discard(context.WithoutCancel(ctx), backend))
 		b.db.ingests.unassign(w.hold)
 		return err
 	}
@@ -296,8 +298,21 @@ func (w *Writer) Close() error {
 		err = w.ingest.Close()
 		if db.ingests.wasAborted(w.hold) {
 			err = errors.Join(err, db.discard(db.ctx, w.hold.backend))
+		} else if w.tried {
+			err = errors.Join(err, w.forget())
 		}
 	}
 	db.ingests.release(w.hold)
 	return err
+}
+
+// forget drops the row of an ingest that a failed commit left without bytes:
+// they have got another name, or could not be flushed.
+func (w *Writer) forget() error {
+	b := w.blobs
+	_, err := b.db.content.Status(b.db.ctx, w.hold.backend)
+	if !errors.Is(err, errdefs.ErrNotFound) {
+		return err
+	}
+	return b.db.Update(b.db.ctx, func(tx *Tx) error { return b.dropIngest(tx, w.ref, w.hold.backend) })
 }

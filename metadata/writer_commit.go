@@ -42,6 +42,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		}
 		return err
 	}
+	w.tried = true
 	info, err := w.install(ctx, size, d)
 	if err != nil {
 		return err
@@ -49,6 +50,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if err := w.blobs.name(ctx, info, w.ref, w.hold.backend, given); err != nil {
 		return err
 	}
+	w.tried = false
 	return w.Close()
 }
 
