@@ -201,6 +201,9 @@ func (s *Shim) leave() bool {
 // runtimeOf decides how the OCI runtime is called. base is the directory below
 // which each namespace has its runtime root.
 func runtimeOf(namespace, binary, root string, systemd bool) record.Runtime {
+	if binary == "" {
+		binary = os.Getenv(BinaryVariable)
+	}
 	if root == "" {
 		root = os.Getenv(RootVariable)
 	}
@@ -218,6 +221,10 @@ func runtimeOf(namespace, binary, root string, systemd bool) record.Runtime {
 // RootVariable names the environment variable with the directory for the OCI
 // runtimes' state, which options of a task override.
 const RootVariable = "BERTH_OCI_ROOT"
+
+// BinaryVariable is the environment variable that names the OCI runtime's binary
+// for tasks whose options name none. Empty means runc.
+const BinaryVariable = "BERTH_OCI_BINARY"
 
 // defaultRoot is used under daemons that don't set the variable.
 const defaultRoot = "/run/containerd/runc"
