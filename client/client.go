@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -122,11 +123,7 @@ func connect(ctx context.Context, path string) (*grpc.ClientConn, error) {
 	// The errors of a connection that gRPC makes are texts; these are errors.
 	probe, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) {
-			err = op.Err
-		}
-		return nil, err
+		return nil, plain(err)
 	}
 	probe.Close()
 	pace := backoff.DefaultConfig
@@ -149,6 +146,19 @@ func connect(ctx context.Context, path string) (*grpc.ClientConn, error) {
 		}
 	}
 	return conn, nil
+}
+
+// plain takes from an error of a dial what its address and "connect" say again.
+func plain(err error) error {
+	var call *os.SyscallError
+	if errors.As(err, &call) {
+		return call.Err
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
 }
 
 // Close ends the connection, and every call that is in flight on it. Clients

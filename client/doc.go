@@ -15,5 +15,6 @@
 // container's id. Both the first process and those that Exec adds are a Process.
 //
 // The messages of the wire (packages under api/) are used as they are. Errors
-// are of the kinds of github.com/containerd/errdefs.
+// are of the kinds of github.com/containerd/errdefs. Those of a call that is made
+// for one thing alone come as the daemon words them: it says what it attempted.
 package client

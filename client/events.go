@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 
@@ -20,7 +19,7 @@ func (c *Client) Subscribe(ctx context.Context, filters ...string) iter.Seq2[*ty
 		defer cancel()
 		stream, err := c.Events().Subscribe(ctx, &events.SubscribeRequest{Filters: filters})
 		if err != nil {
-			yield(nil, fmt.Errorf("subscribe to events: %w", err))
+			yield(nil, err)
 			return
 		}
 		for {
@@ -29,7 +28,7 @@ func (c *Client) Subscribe(ctx context.Context, filters ...string) iter.Seq2[*ty
 				return
 			}
 			if err != nil {
-				yield(nil, fmt.Errorf("subscribe to events: %w", err))
+				yield(nil, err)
 				return
 			}
 			if !yield(envelope, nil) {

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/berthd/berth/api/berth/logs/v1"
@@ -14,7 +13,7 @@ import (
 func (c *Client) PrepareLog(ctx context.Context, container string) (string, error) {
 	prepared, err := c.Logs().Prepare(ctx, &logs.PrepareRequest{ContainerId: container})
 	if err != nil {
-		return "", fmt.Errorf("prepare the log of container %q: %w", container, err)
+		return "", err
 	}
 	return prepared.GetUri(), nil
 }
@@ -27,7 +26,7 @@ func (c *Client) ReadLog(ctx context.Context, container string, tail int64, foll
 	defer cancel() // ends the stream if w fails
 	stream, err := c.Logs().Read(ctx, &logs.ReadRequest{ContainerId: container, Tail: tail, Follow: follow})
 	if err != nil {
-		return fmt.Errorf("read the log of container %q: %w", container, err)
+		return err
 	}
 	for {
 		part, err := stream.Recv()
@@ -35,7 +34,7 @@ func (c *Client) ReadLog(ctx context.Context, container string, tail int64, foll
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read the log of container %q: %w", container, err)
+			return err
 		}
 		if _, err := w.Write(part.GetData()); err != nil {
 			return err

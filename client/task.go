@@ -78,7 +78,7 @@ func (c *Container) NewTask(ctx context.Context, o TaskOptions) (*Process, error
 		request.Stdin, request.Stdout, request.Stderr = o.Stdio.paths()
 	}
 	if _, err := c.client.Tasks().Create(ctx, request); err != nil {
-		return nil, fmt.Errorf("create task of container %q: %w", c.ID(), err)
+		return nil, err
 	}
 	return &Process{client: c.client, container: c.ID(), stdio: o.Stdio}, nil
 }
@@ -103,7 +103,7 @@ func (c *Client) Exec(ctx context.Context, container, id string, p *specs.Proces
 		request.Stdin, request.Stdout, request.Stderr = o.Stdio.paths()
 	}
 	if _, err := c.Tasks().Exec(ctx, request); err != nil {
-		return nil, fmt.Errorf("exec in container %q: %w", container, err)
+		return nil, err
 	}
 	return &Process{client: c, container: container, exec: id, stdio: o.Stdio}, nil
 }
@@ -112,7 +112,7 @@ func (c *Client) Exec(ctx context.Context, container, id string, p *specs.Proces
 func (p *Process) Start(ctx context.Context) (uint32, error) {
 	started, err := p.client.Tasks().Start(ctx, &tasks.StartRequest{ContainerId: p.container, ExecId: p.exec})
 	if err != nil {
-		return 0, fmt.Errorf("start %s: %w", p, err)
+		return 0, err
 	}
 	if p.stdio != nil {
 		p.stdio.feed(func() {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
@@ -50,6 +51,7 @@ type Daemon struct {
 	mu         sync.Mutex
 	fates      map[string]*Fate
 	held       map[string]func()
+	delays     map[string]time.Duration
 	calls      []Call
 	images     map[string]*images.Image
 	blobs      map[string][]byte
@@ -78,6 +80,7 @@ func New(t testing.TB) *Daemon {
 		Rootfs:     filepath.Join(dir, "rootfs"),
 		fates:      map[string]*Fate{},
 		held:       map[string]func(){},
+		delays:     map[string]time.Duration{},
 		images:     map[string]*images.Image{},
 		blobs:      map[string][]byte{},
 		snapshots:  map[string]string{},
@@ -197,6 +200,7 @@ func (d *Daemon) unary(ctx context.Context, request any, info *grpc.UnaryServerI
 		return nil, errgrpc.ToGRPC(fate.Err)
 	}
 	answer, err := handle(ctx, request)
+	d.delay(method)
 	if err == nil && fate != nil {
 		err = fate.Err
 	}
@@ -227,6 +231,21 @@ func (d *Daemon) Hold(method string, reached func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.held[method] = reached
+}
+
+// Delay makes answers of a method come late.
+func (d *Daemon) Delay(method string, by time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.delays[method] = by
+}
+
+// delay waits if answers of the method are to come late.
+func (d *Daemon) delay(method string) {
+	d.mu.Lock()
+	by := d.delays[method]
+	d.mu.Unlock()
+	time.Sleep(by)
 }
 
 // hold waits if the call is to be held.

@@ -211,6 +211,17 @@ func (a *app) each(ctx context.Context, c *client.Client, refs []string, do func
 	return errors.Join(failed...)
 }
 
+// noArgs wants no arguments.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.HasSubCommands() {
+		return usage(fmt.Errorf("unknown command %q", args[0]))
+	}
+	return usage(fmt.Errorf("unexpected argument %q", args[0]))
+}
+
 // minArgs wants at least n arguments and says which.
 func minArgs(n int, what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -96,9 +97,17 @@ func (a *app) report(ran *cobra.Command, err error) int {
 }
 
 // message is the text of an error. Errors that came together stand on lines of
-// their own.
+// their own; a line that only says again how an earlier one ends is left out.
 func message(err error) string {
-	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "\nberth: ")
+	var lines []string
+	for line := range strings.Lines(err.Error()) {
+		line = strings.TrimRight(line, "\r\n")
+		said := slices.ContainsFunc(lines, func(l string) bool { return strings.HasSuffix(l, line) })
+		if !said && strings.TrimSpace(line) != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "\nberth: ")
 }
 
 // hints lists what to do next, as far as that can be told.

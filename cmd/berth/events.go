@@ -31,11 +31,11 @@ func (a *app) eventsCommand() *cobra.Command {
 		Use:   "events [--filter FILTER]...",
 		Short: "Print what happens from now on, until ^C",
 		Long: "Print what happens in the namespace from now on, until ^C.\n\n" +
-			"A filter is selectors parted by commas, all of which must match; of several filters one has to:\n" +
-			"  berth events --filter 'topic==/tasks/exit' --filter 'topic~=/^.images./'\n" +
-			"Fields: topic, namespace, and those of the event as event.container_id.\n\n" +
+			"A filter is selectors parted by commas, all of which must match; of several filters one has to.\n" +
+			"Fields: topic, namespace, and those of the event, as event.container_id.\n\n" +
 			"JSON: one object a line with time, namespace, topic, type, event.",
-		Args:              cobra.NoArgs,
+		Example:           `  berth events --filter 'topic=="/tasks/exit",event.container_id==web' --filter 'topic~=|^/images/|'`,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			return a.withClient(func(ctx context.Context, c *client.Client) error {

@@ -38,7 +38,7 @@ func (a *app) imagesCommand() *cobra.Command {
 		Use:     "images",
 		Aliases: []string{"image"},
 		Short:   "Look after images",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return a.withClient(func(ctx context.Context, c *client.Client) error { return a.imagesList(ctx, c, false) })
 		},
@@ -55,7 +55,7 @@ func (a *app) imagesListCommand() *cobra.Command {
 		Short:   "List images",
 		Long: "List images.\n\n" +
 			"JSON: a list of objects with name, digest, media_type, platform, size, created_at, updated_at, labels.",
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			return a.withClient(func(ctx context.Context, c *client.Client) error { return a.imagesList(ctx, c, quiet) })

@@ -44,7 +44,7 @@ func (a *app) infoCommand() *cobra.Command {
 		Long: "Tell about the daemon and what is in the namespace.\n\n" +
 			"JSON: an object with address, version, revision, uuid, daemon_pid, namespace, namespaces, containers, running,\n" +
 			"images, snapshotters, broken.",
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			return a.withClient(func(ctx context.Context, c *client.Client) error {

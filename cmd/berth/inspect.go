@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -98,8 +99,11 @@ func decodeAny(packed *anypb.Any) *typed {
 	}
 	t := &typed{Type: packed.GetTypeUrl()}
 	if m, err := protobuf.UnmarshalAny(packed); err == nil {
-		if text, err := (protojson.MarshalOptions{UseProtoNames: true}).Marshal(m); err == nil {
-			t.Value = text
+		// protojson's spaces differ from build to build, on purpose.
+		var compact bytes.Buffer
+		text, err := (protojson.MarshalOptions{UseProtoNames: true}).Marshal(m)
+		if err == nil && json.Compact(&compact, text) == nil {
+			t.Value = compact.Bytes()
 			return t
 		}
 	}

@@ -67,6 +67,8 @@ func (a *app) root() *cobra.Command {
 		Long: "berth runs containers through the daemon berthd.\n\n" +
 			"A container is named by its id, or by the start of it if no other begins so.",
 		Version:       version.Build().Version,
+		Args:          noArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {

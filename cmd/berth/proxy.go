@@ -28,8 +28,13 @@ const (
 // signalTimeout bounds the delivery of a signal.
 const signalTimeout = 5 * time.Second
 
+// startPatience is how long a signal waits for a start to come to its end, so
+// that it can go to the process.
+const startPatience = 2 * time.Second
+
 // proxy decides what a signal to berth does: while a process is set up, or the
 // set-up undone, it ends that; while the process runs, it goes to the process.
+// While the process is being started nobody can tell which it is to be: it waits.
 type proxy struct {
 	ctx     context.Context // of the set-up; ends with the first signal
 	cancel  context.CancelCauseFunc
@@ -41,9 +46,11 @@ type proxy struct {
 	// mu guards what follows.
 	mu          sync.Mutex
 	target      *client.Process // nil: none runs
-	interrupted unix.Signal     // what ended the set-up
-	count       int             // of ^C in a row
-	last        time.Time       // when the last one came
+	starting    bool
+	pending     []unix.Signal // that came while it was starting
+	interrupted unix.Signal   // what ended the set-up
+	count       int           // of ^C in a row
+	last        time.Time     // when the last one came
 }
 
 // interruptedError is why a set-up ended.
@@ -75,16 +82,60 @@ func (p *proxy) close() {
 	p.cancel(nil)
 }
 
-// attach makes signals go to a process from now on; nil: to nobody. It fails if
-// a signal has ended the set-up.
-func (p *proxy) attach(target *client.Process) error {
+// start says that the process is being started from now on, until attach.
+func (p *proxy) start() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.starting = true
+}
+
+// attach makes signals go to a process from now on, those first that came while
+// it was starting; nil: to nobody. It fails if a signal has ended the set-up.
+func (p *proxy) attach(target *client.Process) error {
+	p.mu.Lock()
+	p.starting = false
+	pending := p.pending
+	p.pending = nil
 	if target != nil && p.interrupted != 0 {
+		defer p.mu.Unlock()
 		return &interruptedError{p.interrupted}
 	}
 	p.target = target
+	p.mu.Unlock()
+	if target != nil {
+		for _, s := range pending {
+			p.deliver(target, s)
+		}
+	}
 	return nil
+}
+
+// hold keeps a signal that came while the process was starting; false: it is not
+// starting, or has had its time.
+func (p *proxy) hold(s unix.Signal) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.starting || len(p.pending) > 0 && ends(s) {
+		return false
+	}
+	p.pending = append(p.pending, s)
+	if ends(s) {
+		time.AfterFunc(startPatience, func() { p.giveUp(s) })
+	}
+	return true
+}
+
+// giveUp ends a start that goes on although a signal waits for its end.
+func (p *proxy) giveUp(s unix.Signal) {
+	p.mu.Lock()
+	stuck := p.starting && p.interrupted == 0
+	if stuck {
+		p.interrupted = s
+	}
+	p.mu.Unlock()
+	if stuck {
+		p.cancel(&interruptedError{s})
+	}
 }
 
 // cut tells whether a signal ended the set-up, and which.
@@ -96,6 +147,9 @@ func (p *proxy) cut() (unix.Signal, bool) {
 
 // take handles one signal.
 func (p *proxy) take(s unix.Signal) {
+	if p.hold(s) {
+		return
+	}
 	p.mu.Lock()
 	target, again := p.target, p.interrupted != 0
 	if target == nil && ends(s) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -93,5 +94,42 @@ func TestRunIsInterrupted(t *testing.T) {
 	berth(t, d, "", "run", "--name", "c1", "busybox").want(t, 130, "", "berth: interrupted by SIGINT")
 	if left := d.Left(); left != nil {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestRunIsInterruptedWhileItStarts: the process may be running by then, so it
+// gets the signal.
+func TestRunIsInterruptedWhileItStarts(t *testing.T) {
+	d := withImage(t)
+	d.Behave = func(p *fakedaemon.Process) uint32 {
+		raise(t, unix.SIGINT)
+		return fakedaemon.UntilKilled(p)
+	}
+	d.Delay("Tasks/Start", 50*time.Millisecond)
+	berth(t, d, "", "run", "--rm", "busybox").want(t, 130, "", "")
+	if got := len(d.Calls("Tasks/Kill")); got != 1 {
+		t.Errorf("%d signals were sent", got)
+	}
+	if left := d.Left(); left != nil {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestStartIsStuck: a start that does not end does not hold up ^C for ever.
+func TestStartIsStuck(t *testing.T) {
+	for name, signals := range map[string]int{"patience": 1, "again": 2} {
+		t.Run(name, func(t *testing.T) {
+			d := withImage(t)
+			d.Behave = fakedaemon.UntilKilled
+			d.Hold("Tasks/Start", func() {
+				for range signals {
+					raise(t, unix.SIGINT)
+				}
+			})
+			berth(t, d, "", "run", "busybox").want(t, 130, "", "interrupted by SIGINT")
+			if left := d.Left(); left != nil {
+				t.Errorf("left: %v", left)
+			}
+		})
 	}
 }

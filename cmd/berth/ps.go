@@ -23,7 +23,7 @@ func (a *app) psCommand() *cobra.Command {
 		Long: "List the containers that run, or with -a all of them.\n\n" +
 			"JSON: a list of objects with id, image, command, status (created, running, paused, pausing,\n" +
 			"exited, unknown), pid, exit_status and exited_at if exited, created_at, runtime, labels.",
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			return a.withClient(func(ctx context.Context, c *client.Client) error { return a.ps(ctx, c, all, quiet) })

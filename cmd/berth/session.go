@@ -84,11 +84,13 @@ func (s *session) run(p *client.Process) (client.Exit, error) {
 		}
 		defer s.terminal.Restore()
 	}
+	s.proxy.start()
 	exits, err := p.Launch(s.proxy.ctx, context.Background())
 	if err == nil {
 		err = s.proxy.attach(p)
 	}
 	if err != nil {
+		s.proxy.attach(nil)
 		return client.Exit{}, errors.Join(err, p.Discard(context.Background()))
 	}
 	exit := s.live(p, exits)

@@ -182,8 +182,8 @@ func TestEnvironment(t *testing.T) {
 }
 
 func TestWithin(t *testing.T) {
-	got := within("ns", []string{"topic==/tasks/exit", ""})
-	if diff := cmp.Diff([]string{`namespace=="ns",topic==/tasks/exit`, `namespace=="ns"`}, got); diff != "" {
+	got := within("ns", []string{`topic=="/tasks/exit"`, ""})
+	if diff := cmp.Diff([]string{`namespace=="ns",topic=="/tasks/exit"`, `namespace=="ns"`}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -221,7 +221,7 @@ func TestDecodeAny(t *testing.T) {
 }
 
 func TestMessageMarksEveryLine(t *testing.T) {
-	err := errors.Join(errors.New("one"), fmt.Errorf("two: %w", errors.New("three")))
+	err := errors.Join(errors.New("one"), fmt.Errorf("two: %w", errors.New("three")), errors.New("three"), errors.New("one\n\n"))
 	if got, want := message(err), "one\nberth: two: three"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

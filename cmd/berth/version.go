@@ -37,7 +37,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Tell the versions of berth and of the daemon",
 		Long: "Tell the versions of berth and of the daemon.\n\n" +
 			"JSON: an object with client (version, revision) and server (api_version, revision); server is null if it does not answer.",
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
