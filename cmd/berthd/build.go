@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/platforms"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/content"
 	"github.com/berthd/berth/events"
@@ -36,76 +37,47 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 		return nil, err
 	}
 	p.opened(held)
-	if err := extendPath(cfg.Root); err != nil {
+	if err := setEnvironment(cfg); err != nil {
 		return nil, err
 	}
-	uuid, err := identity(cfg.Root)
+
+	// Mechanisms and truth: what there is by name.
+	st, err := p.openStores(ctx)
 	if err != nil {
 		return nil, err
 	}
 
-	// Mechanisms: the journal, the blobs, the snapshot drivers.
-	journal, err := events.Open(events.Options{Dir: filepath.Join(cfg.State, eventsDir), MaxBytes: cfg.Events.MaxBytes, Log: log})
-	if err != nil {
-		return nil, err
-	}
-	p.opened(journal)
-	blobs, err := content.Open(filepath.Join(cfg.Root, contentDir))
-	if err != nil {
-		return nil, err
-	}
-	p.opened(blobs)
-	drivers, err := openDrivers(cfg, log)
-	if err != nil {
-		return nil, err
-	}
-	p.opened(drivers)
-
-	// Truth: what there is by name, and what runs.
-	publish := publisher(journal, log)
-	db, err := metadata.Open(ctx, metadata.Options{
-		Path: filepath.Join(cfg.Root, database), Content: blobs, Drivers: drivers.usable(),
-		Isolated: cfg.Sharing == config.Isolated, Publish: publish, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	p.opened(db)
+	// Truth: what runs.
 	shim, err := shimBinary(cfg.Shim)
 	if err != nil {
 		return nil, err
 	}
 	tasks, err := runtime.Open(runtime.Config{
 		Root: cfg.Root, State: cfg.State, Address: cfg.GRPC.Address, TTRPCAddress: cfg.TTRPCAddress(),
-		Shim: shim, Publish: publish, Forward: journal.Forward, Log: log,
+		Shim: shim, Publish: st.publish, Forward: st.journal.Forward, Log: log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	p.opened(tasks)
-
-	// Engines: collection, images.
-	collector := &gc.Scheduler{Store: db, Log: log}
-	store := &images.Store{DB: db, Platform: platforms.DefaultSpec(), Snapshotter: drivers.standard(cfg.Snapshotter), Log: log}
-	output, err := logs.Open(filepath.Join(cfg.Root, logsDir))
-	if err != nil {
-		return nil, err
-	}
-	p.opened(output)
-	if err := output.Sweep(ctx, services.Recorded(db)); err != nil {
-		log.Warn("logs of containers that are gone stay", "error", err)
-	}
-
-	// Surface: the services.
 	metrics, err := p.endpoints(tasks)
 	if err != nil {
 		return nil, err
 	}
+
+	// Engines: collection, images, features of OCI runtimes.
+	collector := &gc.Scheduler{
+		Store: &countedStore{st.db, metrics}, Log: log, StartupDelay: cfg.GC.StartupDelay.Duration,
+		Delay: cfg.GC.ScheduleDelay.Duration, Budget: cfg.GC.PauseThreshold,
+	}
+	store := &images.Store{DB: st.db, Platform: platforms.DefaultSpec(), Snapshotter: st.drivers.standard(cfg.Snapshotter), Log: log}
 	runtimes := &features{binary: cfg.Runtime.Binary, deadline: cfg.Deadlines.Features.Duration}
+
+	// Surface: the services.
 	p.server, err = services.New(services.Config{
-		DB: db, Tasks: tasks, Journal: journal, Images: store, Logs: output,
-		Collect: collector.Collect, RuntimeInfo: runtimes.info, Layout: p.layout(drivers),
-		UUID: uuid, Build: version.Build(), Log: log, Metrics: metrics, Drain: cfg.Deadlines.Drain.Duration,
+		DB: st.db, Tasks: tasks, Journal: st.journal, Images: store, Logs: st.output,
+		Collect: collector.Collect, RuntimeInfo: runtimes.info, Layout: p.layout(st.drivers),
+		UUID: st.uuid, Build: version.Build(), Log: log, Metrics: metrics, Drain: cfg.Deadlines.Drain.Duration,
 	})
 	if err != nil {
 		return nil, err
@@ -113,7 +85,57 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	p.background = append(p.background,
 		part{"supervision of tasks", tasks.Run},
 		part{"garbage collection", collector.Run},
-		part{"sweep of orphans", db.Sweep},
+		part{"sweep of orphans", st.db.Sweep},
 	)
 	return p, nil
+}
+
+// stores are what remembers.
+type stores struct {
+	uuid    string
+	journal *events.Journal
+	drivers drivers
+	db      *metadata.DB
+	output  *logs.Store
+	publish func(ctx context.Context, namespace, topic string, event proto.Message)
+}
+
+// openStores opens the journal, the blobs, the snapshot drivers, the database
+// that names what is in them, and the logs.
+func (p *parts) openStores(ctx context.Context) (_ stores, err error) {
+	var s stores
+	if s.uuid, err = identity(p.cfg.Root); err != nil {
+		return s, err
+	}
+	s.journal, err = events.Open(events.Options{Dir: filepath.Join(p.cfg.State, eventsDir), MaxBytes: p.cfg.Events.MaxBytes, Log: p.log})
+	if err != nil {
+		return s, err
+	}
+	p.opened(s.journal)
+	s.publish = publisher(s.journal, p.log)
+	blobs, err := content.Open(filepath.Join(p.cfg.Root, contentDir))
+	if err != nil {
+		return s, err
+	}
+	p.opened(blobs)
+	if s.drivers, err = openDrivers(p.cfg, p.log); err != nil {
+		return s, err
+	}
+	p.opened(s.drivers)
+	s.db, err = metadata.Open(ctx, metadata.Options{
+		Path: filepath.Join(p.cfg.Root, database), Content: blobs, Drivers: s.drivers.usable(),
+		Isolated: p.cfg.Sharing == config.Isolated, Publish: s.publish, Log: p.log,
+	})
+	if err != nil {
+		return s, err
+	}
+	p.opened(s.db)
+	if s.output, err = logs.Open(filepath.Join(p.cfg.Root, logsDir)); err != nil {
+		return s, err
+	}
+	p.opened(s.output)
+	if err := s.output.Sweep(ctx, services.Recorded(s.db)); err != nil {
+		p.log.Warn("logs of containers that are gone stay", "error", err)
+	}
+	return s, nil
 }

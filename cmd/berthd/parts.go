@@ -14,6 +14,7 @@ import (
 	"github.com/berthd/berth/events"
 	"github.com/berthd/berth/internal/config"
 	"github.com/berthd/berth/internal/obs"
+	"github.com/berthd/berth/metadata"
 	"github.com/berthd/berth/runtime"
 	"github.com/berthd/berth/services"
 )
@@ -99,8 +100,30 @@ func (p *parts) layout(all drivers) services.Layout {
 	}
 }
 
-// extendPath lets programs that were installed from images under root be found,
-// after all others.
-func extendPath(root string) error {
-	return os.Setenv("PATH", os.Getenv("PATH")+string(os.PathListSeparator)+filepath.Join(services.OptPath(root), "bin"))
+// countedStore is the database whose collections are counted.
+type countedStore struct {
+	*metadata.DB
+	metrics *obs.Metrics
+}
+
+// Collect implements gc.Store.
+func (s *countedStore) Collect(ctx context.Context) (metadata.Report, error) {
+	r, err := s.DB.Collect(ctx)
+	if err == nil {
+		s.metrics.Collection(r.Duration, r.LongestStall, map[string]int64{
+			"blob": r.Content, "snapshot": r.Snapshots, "image": r.Images, "lease": r.Leases, "ingest": r.Ingests,
+		})
+	}
+	return r, err
+}
+
+// ociBinaryVariable names the variable by which shims learn which OCI runtime
+// to use for tasks that name none.
+const ociBinaryVariable = "BERTH_OCI_BINARY"
+
+// setEnvironment sets what shims and OCI runtimes inherit: the default runtime,
+// and a PATH in which programs installed from images come after all others.
+func setEnvironment(c config.Config) error {
+	path := os.Getenv("PATH") + string(os.PathListSeparator) + filepath.Join(services.OptPath(c.Root), "bin")
+	return errors.Join(os.Setenv("PATH", path), os.Setenv(ociBinaryVariable, c.Runtime.Binary))
 }

@@ -57,11 +57,9 @@ type Endpoint struct {
 
 // GC says when a collection runs.
 type GC struct {
-	StartupDelay      Duration `toml:"startup_delay" comment:"First collection after the start."`
-	ScheduleDelay     Duration `toml:"schedule_delay" comment:"Wait after a delete, so that many make one collection."`
-	PauseThreshold    float64  `toml:"pause_threshold" comment:"Largest share of time, 0 to 0.5, that collections may keep writers waiting."`
-	DeletionThreshold int      `toml:"deletion_threshold" comment:"Deletes that bring on a collection; 0: every one does."`
-	MutationThreshold int      `toml:"mutation_threshold" comment:"Changes of any kind that bring one on with the next delete; 0: none do."`
+	StartupDelay   Duration `toml:"startup_delay" comment:"First collection after the start."`
+	ScheduleDelay  Duration `toml:"schedule_delay" comment:"Wait after a delete, so that many make one collection."`
+	PauseThreshold float64  `toml:"pause_threshold" comment:"Largest share of time, up to 0.5, that collections may take."`
 }
 
 // Events bounds the journal.
@@ -97,9 +95,9 @@ func Default() Config {
 		Runtime: Runtime{Binary: "runc"},
 		Log:     Log{Level: "info", Format: "text"},
 		GC: GC{
-			StartupDelay:      Duration{100 * time.Millisecond},
-			PauseThreshold:    0.02,
-			MutationThreshold: 100,
+			StartupDelay:   Duration{100 * time.Millisecond},
+			ScheduleDelay:  Duration{100 * time.Millisecond},
+			PauseThreshold: 0.02,
 		},
 		Events: Events{MaxBytes: 64 << 20},
 		Memory: Memory{GCPercent: 50},

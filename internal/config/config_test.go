@@ -59,7 +59,7 @@ func TestParseErrorsSayWhereAndWhatToDo(t *testing.T) {
 		want       []string
 	}{
 		{"top", "root = '/a'\nroott = 1\n", []string{"f:2:", `unknown key "roott"`, "known at the top:", "snapshotter", "berthd config default"}},
-		{"nested", "[gc]\n\npause = 1\n", []string{"f:3:", `unknown key "gc.pause"`, "known in [gc]: deletion_threshold, ", "pause_threshold"}},
+		{"nested", "[gc]\n\npause = 1\n", []string{"f:3:", `unknown key "gc.pause"`, "known in [gc]: pause_threshold, schedule_delay, startup_delay"}},
 		{"table", "[gcc]\npause = 1\n", []string{"f:", `"gcc`}},
 		{"two", "a = 1\nb = 2\n", []string{`f:1: unknown key "a"`, `f:2: unknown key "b"`}},
 		{"type", "root = 5\n", []string{"f:1:"}},

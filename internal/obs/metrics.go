@@ -61,7 +61,7 @@ func (m *Metrics) Call(method, code string, stream bool, took time.Duration) {
 }
 
 // Collection counts a garbage collection with what it removed of each kind.
-func (m *Metrics) Collection(took, stall time.Duration, removed map[string]int) {
+func (m *Metrics) Collection(took, stall time.Duration, removed map[string]int64) {
 	if m == nil {
 		return
 	}

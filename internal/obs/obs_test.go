@@ -56,7 +56,7 @@ func TestMetrics(t *testing.T) {
 	m.Call("/a/B", "OK", false, 3*time.Millisecond)
 	m.Call("/a/B", "NotFound", false, time.Millisecond)
 	m.Call("/a/Watch", "Canceled", true, time.Hour)
-	m.Collection(20*time.Millisecond, time.Millisecond, map[string]int{"blob": 2})
+	m.Collection(20*time.Millisecond, time.Millisecond, map[string]int64{"blob": 2})
 	rec := httptest.NewRecorder()
 	m.Handler().ServeHTTP(rec, httptest.NewRequest("GET", "/v1/metrics", nil))
 	body, err := io.ReadAll(rec.Result().Body)
