@@ -266,7 +266,7 @@ func (c *container) wait(ctx context.Context, p *process) (record.Exit, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if p.state != Stopped && p.exit.ExitedAt.IsZero() {
+	if p.silent || p.exit.ExitedAt.IsZero() {
 		return record.Exit{}, fmt.Errorf("%s was deleted before it was started: %w", p.name(), errdefs.ErrNotFound)
 	}
 	return p.exit, nil

@@ -148,6 +148,9 @@ func (c *container) delete(ctx context.Context) (report, error) {
 		c.shim.config.Log.Warn("output cut off, a process holds it open", "task", c.id)
 	}
 	if err := c.shim.call(func() error { return c.runtime.Delete(ctx, c.id, true) }, nil); err != nil {
+		c.mu.Lock()
+		p.silent = p.silent && p.state == Stopped // else it lives on, and its exit counts
+		c.mu.Unlock()
 		return report{}, fmt.Errorf("%s: %w", p.name(), err)
 	}
 	if action == KillCleanUp {

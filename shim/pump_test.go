@@ -1,0 +1,263 @@
+package shim
+
+import (
+	"bytes"
+	"crypto/rand"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/leak"
+)
+
+// fifo makes a fifo and opens it for both directions.
+func fifo(t *testing.T) (path string, end *os.File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	end, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = end.Close() })
+	return path, end
+}
+
+func quietLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// open opens streams with stdout at path and starts them; the container's end
+// is returned.
+func openOutput(t *testing.T, path string) (*streams, *os.File) {
+	t.Helper()
+	s, err := openStreams(t.TempDir(), streamPaths{stdout: path}, owner{}, quietLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.close)
+	child, err := duplicate(s.child.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = child.Close() })
+	s.start()
+	return s, child
+}
+
+func randomBytes(t *testing.T, n int) []byte {
+	t.Helper()
+	b := make([]byte, n)
+	if _, err := rand.Read(b); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestPumpCarries splices more than the pipes hold.
+func TestPumpCarries(t *testing.T) {
+	leak.Check(t)
+	path, reader := fifo(t)
+	s, child := openOutput(t, path)
+	if !s.out[0].splice {
+		t.Fatal("pipe to fifo is not spliced")
+	}
+	data := randomBytes(t, 1<<20)
+	go func() {
+		_, _ = child.Write(data)
+		_ = child.Close()
+	}()
+	got, err := io.ReadAll(reader)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if !s.drain() {
+		t.Error("not drained")
+	}
+}
+
+// TestPumpToFile copies, to the end of what is there.
+func TestPumpToFile(t *testing.T) {
+	leak.Check(t)
+	path := filepath.Join(t.TempDir(), "dir", "log")
+	data := randomBytes(t, 300<<10)
+	for range 2 {
+		s, child := openOutput(t, "file://"+path)
+		if _, err := child.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		if err := child.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if !s.drain() {
+			t.Error("not drained")
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil || !bytes.Equal(got, append(data, data...)) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestFullDisk has a file that takes nothing: the writer must not notice.
+func TestFullDisk(t *testing.T) {
+	leak.Check(t)
+	s, child := openOutput(t, "/dev/full")
+	for range 4 {
+		if _, err := child.Write(make([]byte, 100<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := child.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !s.drain() {
+		t.Error("not drained")
+	}
+}
+
+// TestSettle knows what is written from what is read, with a writer that stays.
+func TestSettle(t *testing.T) {
+	leak.Check(t)
+	path, reader := fifo(t)
+	s, child := openOutput(t, path)
+	data := randomBytes(t, 48<<10)
+	if _, err := child.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if !s.settle() {
+		t.Error("not settled")
+	}
+	if took := time.Since(start); took > settleTime/2 {
+		t.Errorf("settling took %s", took)
+	}
+	got := make([]byte, len(data))
+	if _, err := io.ReadFull(reader, got); err != nil || !bytes.Equal(got, data) {
+		t.Error(err)
+	}
+	// With nobody reading, more than the fifo holds can't settle.
+	if _, err := child.Write(make([]byte, 100<<10)); err != nil {
+		t.Fatal(err)
+	}
+	if s.settle() {
+		t.Error("settled beside a full fifo")
+	}
+}
+
+// TestClosedWhileIdle ends pumps that wait, in either direction.
+func TestClosedWhileIdle(t *testing.T) {
+	leak.Check(t)
+	out, _ := fifo(t)
+	in, _ := fifo(t)
+	s, err := openStreams(t.TempDir(), streamPaths{stdin: in, stdout: out, stderr: out}, owner{}, quietLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	s.close()
+	s.close()
+}
+
+// TestOpenFails leaves nothing open.
+func TestOpenFails(t *testing.T) {
+	leak.Check(t)
+	good, _ := fifo(t)
+	for _, paths := range []streamPaths{
+		{stdin: "/no/such", stdout: good},
+		{stdin: good, stdout: "/no/such"},
+		{stdin: good, stdout: good, stderr: "/no/such"},
+		{stdin: good, stdout: "binary:///x"},
+		{stdout: "file:///dev/null/x"},
+		{stdout: "fifo://host" + good},
+	} {
+		if s, err := openStreams(t.TempDir(), paths, owner{}, quietLog()); err == nil {
+			s.close()
+			t.Errorf("%+v: no error", paths)
+		}
+	}
+}
+
+// TestConsole takes a pty as runtimes send it, and refuses what is none.
+func TestConsole(t *testing.T) {
+	leak.Check(t)
+	for _, count := range []int{0, 1, 2} {
+		s, err := openStreams(t.TempDir(), streamPaths{terminal: true}, owner{}, quietLog())
+		if err != nil {
+			t.Fatal(err)
+		}
+		master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds := make([]int, count)
+		for i := range fds {
+			fds[i] = int(master.Fd())
+		}
+		send(t, s.socket(), fds)
+		err = s.attach()
+		if (err == nil) != (count == 1) {
+			t.Errorf("%d descriptors: %v", count, err)
+		}
+		if err == nil {
+			s.start()
+			if err := s.console.resize(90, 40); err != nil {
+				t.Error(err)
+			}
+			size, err := unix.IoctlGetWinsize(int(master.Fd()), unix.TIOCGWINSZ)
+			if err != nil || size.Col != 90 || size.Row != 40 {
+				t.Errorf("%+v, %v", size, err)
+			}
+		}
+		s.close()
+		if err := master.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// send sends descriptors to a console socket.
+func send(t *testing.T, path string, fds []int) {
+	t.Helper()
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(socket)
+	if err := unix.Connect(socket, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if err := unix.Sendmsg(socket, []byte("/dev/ptmx"), rights, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLongBundlePath has a console socket that does not fit beside the bundle.
+func TestLongBundlePath(t *testing.T) {
+	leak.Check(t)
+	dir := filepath.Join(t.TempDir(), string(bytes.Repeat([]byte("x"), 100)))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, err := listenConsole(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.path) > maxSocketPath {
+		t.Errorf("socket at %s", c.path)
+	}
+	temp := c.temp
+	c.close()
+	if _, err := os.Stat(temp); err == nil {
+		t.Error("directory is left")
+	}
+}
