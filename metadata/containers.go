@@ -11,6 +11,7 @@ import (
 
 	apievents "github.com/berthd/berth/api/events"
 	"github.com/berthd/berth/api/services/containers/v1"
+	"github.com/berthd/berth/internal/filter"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/names"
 )
@@ -54,8 +55,14 @@ func (c *Containers) List(_ context.Context, filters ...string) (out []*containe
 	if err := names.Namespace(c.scope.Namespace); err != nil {
 		return nil, err
 	}
+	match, err := filter.ParseAll(filters...)
+	if err != nil {
+		return nil, err
+	}
 	err = c.db.View(func(tx *Tx) (err error) {
-		out, err = list(containerTable.All(tx, c.scope.Namespace, ""), containerFields, filters)
+		out, err = containerTable.decodeAll(tx, c.scope.Namespace, func(value []byte) bool {
+			return len(filters) == 0 || match.Match(rawContainer(value))
+		})
 		return err
 	})
 	return out, err

@@ -3,7 +3,6 @@ package metadata
 import (
 	"strings"
 
-	"github.com/berthd/berth/api/services/containers/v1"
 	contentapi "github.com/berthd/berth/api/services/content/v1"
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/api/services/leases/v1"
@@ -42,14 +41,6 @@ func (f fields[M]) adaptor(m M) filter.Adaptor {
 }
 
 var (
-	containerFields = fields[*containers.Container]{
-		text: map[string]func(*containers.Container) string{
-			"id":           (*containers.Container).GetId,
-			"image":        (*containers.Container).GetImage,
-			"runtime.name": func(c *containers.Container) string { return c.GetRuntime().GetName() },
-		},
-		maps: map[string]func(*containers.Container) map[string]string{"labels": (*containers.Container).GetLabels},
-	}
 	imageFields = fields[*images.Image]{
 		text: map[string]func(*images.Image) string{
 			"name":             (*images.Image).GetName,
