@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
@@ -53,6 +54,10 @@ func (t *Tasks) review(k *task) {
 	v := k.view()
 	if k.ctx.Err() != nil || v.stand == stopped || v.stand == quarantined || v.stand == leaving {
 		return // a Delete was faster
+	}
+	if _, err := os.Lstat(k.dir); errors.Is(err, os.ErrNotExist) {
+		t.drop(k) // an undo got as far as that before
+		return
 	}
 	select {
 	case t.adoptions <- struct{}{}:
@@ -112,7 +117,7 @@ func (t *Tasks) act(k *task, v verdict, reason string, c *conn, before standing)
 		log.Info("unfinished create undone", "reason", reason)
 		t.drop(k)
 	case verdictDiscard:
-		if err := t.clear(k); err != nil {
+		if err := t.discard(k); err != nil {
 			log.Warn("bundle of an earlier boot not removed yet", "error", err)
 			k.set(adopting, err.Error(), nil)
 			break

@@ -104,7 +104,8 @@ func (t *Tasks) noteStatus(k *task, s apitask.Status) {
 }
 
 // Kill sends a signal. A process that is gone is NotFound. It works without a
-// shim, too, if the container's own process is meant.
+// shim, too, but then only on the process itself and not on all of the task; a
+// container with pids of its own ends with its first process all the same.
 func (t *Tasks) Kill(ctx context.Context, ns string, r *tasks.KillRequest) error {
 	_, err := t.with(ctx, ns, r.GetContainerId(), "kill", func(k *task, c *conn) error {
 		_, err := call(ctx, c, "send the signal", t.cfg.Deadlines.Kill, c.shim.Kill,
@@ -131,10 +132,14 @@ func (t *Tasks) Kill(ctx context.Context, ns string, r *tasks.KillRequest) error
 // signal sends a signal to a process that has no shim.
 func (k *task) signal(p *process, sig unix.Signal) error {
 	k.mu.Lock()
-	over, handle := p.over(), p.handle
+	over, handle, started := p.over(), p.handle, p.started
 	k.mu.Unlock()
 	err := os.ErrProcessDone
-	if !over && handle != nil && handle.Alive() {
+	switch {
+	case over || lifeOf(started.PID, started.StartTime) != alive:
+	case handle == nil:
+		err = fmt.Errorf("no handle on process %d: %w", started.PID, errdefs.ErrUnavailable)
+	default:
 		err = handle.Signal(sig)
 	}
 	if errors.Is(err, os.ErrProcessDone) {

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/berthd/berth/api/services/containers/v1"
 	"github.com/berthd/berth/api/services/tasks/v1"
 	apitask "github.com/berthd/berth/api/types/task"
@@ -56,18 +58,25 @@ func (t *Tasks) makeWay(ctx context.Context, ns, id string) error {
 	if k == nil {
 		return nil
 	}
-	k.mu.Lock()
-	stand, reported := k.stand, k.seen.deleted
-	k.mu.Unlock()
-	switch {
-	case stand == leaving:
+	switch k.view().stand {
+	case leaving:
 		select {
 		case <-k.ctx.Done():
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for the shim of the task %q that was deleted before: %w", id, ctx.Err())
 		}
-	case stand == stopped && reported:
-		if _, err := t.Delete(ctx, ns, &tasks.DeleteTaskRequest{ContainerId: id}); err != nil {
+	case stopped:
+		if err := k.lane.enter(ctx); err != nil { // its end may still be being published
+			return err
+		}
+		k.lane.leave()
+		k.mu.Lock()
+		reported := k.seen.deleted
+		k.mu.Unlock()
+		if !reported {
+			break
+		}
+		if _, err := t.Delete(ctx, ns, &tasks.DeleteTaskRequest{ContainerId: id}); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 	}

@@ -231,6 +231,9 @@ func (t *Tasks) announce(k *task, exits []ended, del *record.Exit) {
 	if del == nil || k.published(deleteMark, 0) {
 		return
 	}
+	k.mu.Lock()
+	k.seen.deleted = true // before somebody hears of it and makes the task anew
+	k.mu.Unlock()
 	t.cfg.Publish(ctx, k.ns, topicDelete, &apievents.TaskDelete{
 		ContainerId: k.id, Pid: uint32(del.PID), ExitStatus: del.Status, ExitedAt: timestamp(del.ExitedAt),
 	})

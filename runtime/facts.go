@@ -175,6 +175,9 @@ func (t *Tasks) probe(ctx context.Context, k *task) (answer, *conn, *shimtask.St
 // hold opens a handle on a process of the task by its record. That it is gone is
 // no error; then there is no handle.
 func (k *task) hold(p *process, s record.Started) error {
+	if s.PID == 0 {
+		return nil // not known yet
+	}
 	handle, err := sys.OpenProcess(s.PID)
 	if errors.Is(err, os.ErrProcessDone) {
 		handle, err = nil, nil

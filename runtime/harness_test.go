@@ -91,11 +91,13 @@ func newMachine(t *testing.T) *machine {
 		Events: 300 * time.Millisecond, Retry: 20 * time.Millisecond,
 	}
 	t.Cleanup(func() {
+		if !t.Failed() {
+			m.soon("nothing left", m.leftovers)
+		}
 		if t.Failed() {
 			t.Log(m.log.String())
 			m.wreck()
 		}
-		m.noLeftovers()
 		for _, pid := range m.shims {
 			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 		}
@@ -109,21 +111,23 @@ func newMachine(t *testing.T) *machine {
 // noLeftovers fails the test over bundles, sockets and processes that are left.
 func (m *machine) noLeftovers() {
 	m.t.Helper()
-	m.eventually("nothing left", func() error {
-		for _, pattern := range []string{bundlesDir + "/*/*", bundlesDir + "/*/.*", socketsDir + "/*", ociDir + "/*/*"} {
-			found, _ := filepath.Glob(filepath.Join(m.dir, pattern))
-			for _, path := range found {
-				if base := filepath.Base(path); base != "." && base != ".." {
-					return fmt.Errorf("left behind: %s", path)
-				}
+	m.eventually("nothing left", m.leftovers)
+}
+
+func (m *machine) leftovers() error {
+	for _, pattern := range []string{bundlesDir + "/*/*", bundlesDir + "/*/.*", socketsDir + "/*", ociDir + "/*/*"} {
+		found, _ := filepath.Glob(filepath.Join(m.dir, pattern))
+		for _, path := range found {
+			if base := filepath.Base(path); base != "." && base != ".." {
+				return fmt.Errorf("left behind: %s", path)
 			}
 		}
-		for _, pid := range m.processes() {
-			cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-			return fmt.Errorf("left behind: %d %q", pid, cmd)
-		}
-		return nil
-	})
+	}
+	for _, pid := range m.processes() {
+		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return fmt.Errorf("left behind: %d %q", pid, cmd)
+	}
+	return nil
 }
 
 // wreck removes what a failed test has left, so that the next one is not misled.
@@ -165,15 +169,23 @@ func (m *machine) processes() (pids []int) {
 // eventually waits for a condition, whose error says what is amiss.
 func (m *machine) eventually(what string, condition func() error) {
 	m.t.Helper()
+	if !m.soon(what, condition) {
+		m.t.FailNow()
+	}
+}
+
+// soon is eventually for clean-up, which goes on.
+func (m *machine) soon(what string, condition func() error) bool {
+	m.t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
 		err := condition()
 		if err == nil {
-			return
+			return true
 		}
 		if time.Now().After(deadline) {
 			m.t.Errorf("%s: %v", what, err)
-			m.t.FailNow()
+			return false
 		}
 		<-time.After(5 * time.Millisecond)
 	}

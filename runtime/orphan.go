@@ -57,8 +57,9 @@ func (t *Tasks) conclude(k *task, reason string) record.Exit {
 		k.exited(exit)
 	}
 	ends := append(t.orphans(k), ended{"", *v.exit})
-	t.announce(k, ends, v.exit)
+	// First the standing, then the news: who hears of the end may act on it.
 	k.set(stopped, reason, nil)
+	t.announce(k, ends, v.exit)
 	return *v.exit
 }
 

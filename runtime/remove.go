@@ -16,6 +16,18 @@ import (
 // os.RemoveAll would walk into a root file system that is still mounted, and
 // remove an image or a bind-mounted home directory.
 func removeTree(dir string) error {
+	// Somebody who had looked up the directory before it was renamed may still
+	// make a file in it: a mark of an event, say.
+	const tries = 10
+	for try := 1; ; try++ {
+		err := removeOnce(dir)
+		if err == nil || !errors.Is(err, unix.ENOTEMPTY) || try == tries {
+			return err
+		}
+	}
+}
+
+func removeOnce(dir string) error {
 	root, err := openDir(unix.AT_FDCWD, dir, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil

@@ -84,6 +84,40 @@ func TestIntentWithShim(t *testing.T) {
 	m.expect()
 }
 
+// TestStray leaves a shim and a socket of which the bundle is gone: the shim is
+// sent away, and its file goes at the start after.
+func TestStray(t *testing.T) {
+	m := newMachine(t)
+	table := m.open()
+	intent := record.Intent{Version: record.Version, Namespace: testNS, ID: "a", BootID: m.bootID}
+	if err := table.bundles.make(intent, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	k := table.newTask(testNS, "a", creating)
+	shim, c, err := table.startShim(t.Context(), k, &plan{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.shims = append(m.shims, shim.proc.PID())
+	c.close()
+	if err := table.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeTree(k.dir); err != nil {
+		t.Fatal(err)
+	}
+	f, err := listen(socketPath(m.dir, testNS, "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	d := m.start()
+	m.ended(shim.proc.PID())
+	d.stop()
+	m.start()
+	m.noLeftovers()
+}
+
 // TestQuarantine spoils a record: the task is kept and reported, its calls say
 // why they fail, and it is only deleted once nothing of it runs.
 func TestQuarantine(t *testing.T) {

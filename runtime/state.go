@@ -119,10 +119,12 @@ func (t *Tasks) List(ctx context.Context, ns string, _ *tasks.ListTasksRequest) 
 	}
 	all := t.list(ns)
 	states := make([]*apitask.Process, len(all))
+	asking, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.State) // for all of them together
+	defer cancel()
 	t.each(all, func(i int, k *task) {
 		v := k.view()
-		if v.stand == connected && v.exit == nil {
-			p, err := t.state(ctx, k, "")
+		if v.stand == connected && v.exit == nil && asking.Err() == nil {
+			p, err := t.state(asking, k, "")
 			if errdefs.IsNotFound(err) {
 				return // deleted meanwhile
 			}
@@ -189,12 +191,14 @@ func (t *Tasks) Metrics(ctx context.Context, ns string, r *tasks.MetricsRequest)
 		}
 	}
 	metrics := make([]*types.Metric, len(all))
+	asking, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.State) // for all of them together
+	defer cancel()
 	t.each(all, func(i int, k *task) {
 		v := k.view()
-		if v.stand != connected {
+		if v.stand != connected || asking.Err() != nil {
 			return
 		}
-		reply, err := call(ctx, v.conn, "tell its statistics", t.cfg.Deadlines.State, v.conn.shim.Stats, &shimtask.StatsRequest{Id: k.id})
+		reply, err := call(asking, v.conn, "tell its statistics", t.cfg.Deadlines.State, v.conn.shim.Stats, &shimtask.StatsRequest{Id: k.id})
 		if err != nil {
 			t.cfg.Log.Debug("task left out of the metrics", "namespace", k.ns, "id", k.id, "error", err)
 			return

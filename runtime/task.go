@@ -131,10 +131,13 @@ func (t *Tasks) newTask(ns, id string, s standing) *task {
 // set changes the standing and wakes who waits for that.
 func (k *task) set(s standing, reason string, c *conn) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	k.stand, k.reason, k.conn, k.judged = s, reason, c, true
 	close(k.changed)
 	k.changed = make(chan struct{})
+	k.mu.Unlock()
+	if c != nil && k.ctx.Err() != nil {
+		c.close() // close came before
+	}
 }
 
 // exited notes that init has ended.

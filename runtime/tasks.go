@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -36,6 +37,7 @@ type Tasks struct {
 	mu        sync.Mutex
 	tasks     map[name]*task
 	leftovers []string // found by Open, removed by Run
+	strays    []*conn  // found by Open, sent away by Run
 	found     []*task  // found by Open, adopted by Run
 	closed    bool
 }
@@ -103,6 +105,9 @@ func (t *Tasks) load() error {
 	}
 	if rebooted {
 		t.cfg.Log.Info("the machine has been booted since; every task of before is gone", "tasks", len(found))
+		if err := errors.Join(removeTree(filepath.Join(t.cfg.State, ociDir)), t.directories()); err != nil {
+			return err
+		}
 	}
 	t.leftovers = leftovers
 	for _, n := range found {
@@ -110,7 +115,7 @@ func (t *Tasks) load() error {
 		k.reason = "its shim was not asked yet"
 		r := readRecords(k.dir)
 		if t.ofEarlierBoot(r, rebooted) {
-			err := t.clear(k)
+			err := t.discard(k)
 			if err == nil {
 				k.leave()
 				continue
@@ -121,20 +126,42 @@ func (t *Tasks) load() error {
 		t.tasks[n] = k
 		t.found = append(t.found, k)
 	}
+	if err := t.findStrays(); err != nil {
+		return err
+	}
 	if last == t.bootID {
 		return nil
 	}
 	return durable.WriteVolatile("runtime.bootid", filepath.Join(t.cfg.State, bootIDFile), []byte(t.bootID+"\n"), 0o644)
 }
 
+// discard removes a bundle of an earlier boot, and what the OCI runtime would
+// take for a container of that name.
+func (t *Tasks) discard(k *task) error {
+	if r, err := readRecord[record.Runtime](k.dir, record.RuntimeFile); err == nil && r != nil {
+		state := filepath.Join(r.Root, k.id)
+		if _, err := os.Lstat(filepath.Join(state, "state.json")); err == nil {
+			if err := removeTree(state); err != nil {
+				return err
+			}
+		}
+	}
+	return t.clear(k)
+}
+
 // Run adopts the tasks that Open found, in parallel, and supervises all tasks
 // until ctx ends. Then it closes t. Containers run on.
 func (t *Tasks) Run(ctx context.Context) error {
 	t.mu.Lock()
-	leftovers, found := t.leftovers, t.found
-	t.leftovers, t.found = nil, nil
-	if !t.closed {
+	leftovers, strays, found := t.leftovers, t.strays, t.found
+	t.leftovers, t.strays, t.found = nil, nil, nil
+	if t.closed {
+		strays = nil
+	} else {
 		t.wg.Go(func() { sweep(t.cfg.Log, leftovers...) })
+		for _, c := range strays {
+			t.wg.Go(func() { t.dismissStray(c) })
+		}
 		for _, k := range found {
 			t.wg.Go(func() { t.supervise(k) })
 		}
@@ -151,8 +178,13 @@ func (t *Tasks) Close() error {
 	closed := t.closed
 	t.closed = true
 	all := slices.Collect(maps.Values(t.tasks))
+	strays := t.strays
+	t.strays = nil
 	t.mu.Unlock()
 	t.stop()
+	for _, c := range strays {
+		c.close()
+	}
 	if !closed {
 		for _, k := range all {
 			k.close()
