@@ -119,6 +119,7 @@ func (p *proxy) hold(s unix.Signal) bool {
 		return false
 	}
 	p.pending = append(p.pending, s)
+	p.countInterrupt(s)
 	if ends(s) {
 		time.AfterFunc(startPatience, func() { p.giveUp(s) })
 	}
@@ -175,7 +176,8 @@ func (p *proxy) take(s unix.Signal) {
 // ends tells whether a signal ends a program that does nothing about it.
 func ends(s unix.Signal) bool { return s != unix.SIGCONT }
 
-// countInterrupt counts ^C that come quickly one after another.
+// countInterrupt counts ^C that come quickly one after another. The caller has
+// the lock.
 func (p *proxy) countInterrupt(s unix.Signal) int {
 	if s != unix.SIGINT {
 		return 0
