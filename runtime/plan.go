@@ -45,7 +45,7 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 	case r.GetCheckpoint() != nil:
 		return nil, fmt.Errorf("restoring from a checkpoint: %w", errdefs.ErrNotImplemented)
 	case r.GetTaskApiAddress() != "":
-		return nil, fmt.Errorf("task API at %q: joining a sandbox: %w", r.GetTaskApiAddress(), errdefs.ErrNotImplemented)
+		return nil, joining(r.GetTaskApiAddress())
 	case len(c.GetSpec().GetValue()) == 0:
 		return nil, fmt.Errorf("container %q has no spec: %w", id, errdefs.ErrInvalidArgument)
 	}
@@ -56,6 +56,9 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 	options, o, err := runtimeOptions(c, r)
 	if err != nil {
 		return nil, err
+	}
+	if o.GetTaskApiAddress() != "" { // the old spelling
+		return nil, joining(o.GetTaskApiAddress())
 	}
 	if err := t.resolve(runtime); err != nil {
 		return nil, err
@@ -79,6 +82,10 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 		p.intent.Rootfs = append(p.intent.Rootfs, recordMount(m))
 	}
 	return p, nil
+}
+
+func joining(address string) error {
+	return fmt.Errorf("task API at %q: joining a sandbox: %w", address, errdefs.ErrNotImplemented)
 }
 
 func recordMount(m *types.Mount) record.Mount {

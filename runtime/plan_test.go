@@ -109,6 +109,7 @@ func TestPlan(t *testing.T) {
 		"garbage":                  {container(nil), &tasks.CreateTaskRequest{Options: &anypb.Any{TypeUrl: good.TypeUrl, Value: []byte{255}}}, nil, "not a containerd.runc.v1.Options"},
 		"checkpoint":               {container(nil), &tasks.CreateTaskRequest{Checkpoint: &types.Descriptor{}}, nil, "not implemented"},
 		"sandbox":                  {container(nil), &tasks.CreateTaskRequest{TaskApiAddress: "x"}, nil, "not implemented"},
+		"sandbox, old spelling":    {container(nil), &tasks.CreateTaskRequest{Options: packed(t, &runc.Options{TaskApiAddress: "x"})}, nil, "not implemented"},
 		"no spec":                  {container(func(c *containers.Container) { c.Spec = nil }), &tasks.CreateTaskRequest{}, nil, "no spec: invalid argument"},
 		"another container's row":  {container(func(c *containers.Container) { c.Id = "b" }), &tasks.CreateTaskRequest{}, nil, "invalid argument"},
 		"runtime that is not here": {container(nil), &tasks.CreateTaskRequest{RuntimePath: "/no/such"}, nil, "no such file"},

@@ -121,7 +121,8 @@ func (t *Tasks) List(ctx context.Context, ns string, _ *tasks.ListTasksRequest) 
 	states := make([]*apitask.Process, len(all))
 	asking, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.State) // for all of them together
 	defer cancel()
-	t.each(all, func(i int, k *task) {
+	parallel(len(all), maxQuestions, func(i int) {
+		k := all[i]
 		v := k.view()
 		if v.stand == connected && v.exit == nil && asking.Err() == nil {
 			p, err := t.state(asking, k, "")
@@ -147,15 +148,15 @@ func (t *Tasks) List(ctx context.Context, ns string, _ *tasks.ListTasksRequest) 
 	return reply, nil
 }
 
-// each calls do for every task, maxQuestions at once.
-func (t *Tasks) each(all []*task, do func(i int, k *task)) {
+// parallel calls do for 0 to n-1, at most limit at once.
+func parallel(n, limit int, do func(i int)) {
 	var wg sync.WaitGroup
-	turn := make(chan struct{}, maxQuestions)
-	for i, k := range all {
+	turn := make(chan struct{}, limit)
+	for i := range n {
 		turn <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-turn }()
-			do(i, k)
+			do(i)
 		})
 	}
 	wg.Wait()
@@ -193,7 +194,8 @@ func (t *Tasks) Metrics(ctx context.Context, ns string, r *tasks.MetricsRequest)
 	metrics := make([]*types.Metric, len(all))
 	asking, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.State) // for all of them together
 	defer cancel()
-	t.each(all, func(i int, k *task) {
+	parallel(len(all), maxQuestions, func(i int) {
+		k := all[i]
 		v := k.view()
 		if v.stand != connected || asking.Err() != nil {
 			return

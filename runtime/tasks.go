@@ -42,8 +42,12 @@ type Tasks struct {
 	closed    bool
 }
 
-// maxAdoptions bounds how many shims are asked at once after a restart.
-const maxAdoptions = 32
+// maxAdoptions bounds how many shims are asked at once after a restart,
+// maxReaders how many bundles are read at once.
+const (
+	maxAdoptions = 32
+	maxReaders   = 8
+)
 
 // Open makes the directories, tells a reboot from a restart, and lists every
 // bundle into the table by its records alone. It starts nothing.
@@ -110,10 +114,12 @@ func (t *Tasks) load() error {
 		}
 	}
 	t.leftovers = leftovers
-	for _, n := range found {
+	read := make([]records, len(found))
+	parallel(len(found), maxReaders, func(i int) { read[i] = readRecords(t.bundles.path(found[i].ns, found[i].id)) })
+	for i, n := range found {
 		k := t.newTask(n.ns, n.id, adopting)
 		k.reason = "its shim was not asked yet"
-		r := readRecords(k.dir)
+		r := read[i]
 		if t.ofEarlierBoot(r, rebooted) {
 			err := t.discard(k)
 			if err == nil {
