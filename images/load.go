@@ -21,6 +21,7 @@ import (
 const (
 	bufferSize = 512 << 10 // bytes copied at once
 	maxFiles   = 100_000   // names kept of one archive
+	maxName    = 4096      // bytes in one of them
 	maxArchive = 1 << 40   // bytes of one archive, uncompressed
 
 	dockerFile = "manifest.json" // what an OCI layout's index.json is to docker
@@ -64,7 +65,7 @@ func (l *loader) load(ctx context.Context, r io.Reader) error {
 			return err
 		}
 		if err := l.entry(ctx, h, tr); err != nil {
-			return fmt.Errorf("archive: %s: %w", h.Name, err)
+			return fmt.Errorf("archive: %.300q: %w", h.Name, err)
 		}
 	}
 }
@@ -81,6 +82,9 @@ func blame(err error) error {
 }
 
 func (l *loader) entry(ctx context.Context, h *tar.Header, r io.Reader) (err error) {
+	if len(h.Name) > maxName || len(h.Linkname) > maxName {
+		return invalid("the name has more than %d bytes", maxName)
+	}
 	name := clean(h.Name)
 	switch h.Typeflag {
 	case tar.TypeReg:

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/berthd/berth/internal/archive"
 	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/metadata"
 )
@@ -86,18 +85,11 @@ func TestForeignArchives(t *testing.T) {
 // TestOtherNamespace: what one namespace has costs the next one no disk.
 func TestOtherNamespace(t *testing.T) {
 	w := newWorld(t)
-	dir := t.TempDir()
-	if err := layout(t, testimage.Gzip, small(t, "demo", here)).WriteDir(dir); err != nil {
-		t.Fatal(err)
-	}
+	data := archiveOf(t, layout(t, testimage.Gzip, small(t, "demo", here)))
 	for _, ns := range []string{"one", "two"} {
-		r := archive.TarDir(dir)
-		made, err := w.Import(bg, metadata.Scope{Namespace: ns}, r, ImportOptions{}, nil)
+		made, err := w.Import(bg, metadata.Scope{Namespace: ns}, bytes.NewReader(data), ImportOptions{}, nil)
 		if err != nil || len(made) != 1 {
 			t.Fatal(made, err)
-		}
-		if err := r.Close(); err != nil {
-			t.Fatal(err)
 		}
 	}
 	w.collect()

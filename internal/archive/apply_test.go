@@ -245,28 +245,29 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-func TestTarDir(t *testing.T) {
-	from, to := t.TempDir(), t.TempDir()
-	mustApply(t, from, Options{}, file("index.json", "{}"), file("blobs/sha256/1", strings.Repeat("1", 1<<20)), file("blobs/sha256/2", "22"))
-	r := TarDir(from)
-	if _, err := Apply(context.Background(), to, r, Options{}); err != nil {
-		t.Fatal(err)
+// TestTolerate: only what a file system can't have is let pass.
+func TestTolerate(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		err     error
+		userNS  bool
+		special bool
+		passes  bool
+	}{
+		{"user.a", nil, false, false, true},
+		{"user.a", unix.ENOTSUP, false, false, true},
+		{"trusted.a", unix.ENOTSUP, false, false, true},
+		{"user.a", unix.EPERM, false, true, true},
+		{"user.a", unix.EPERM, false, false, false},
+		{"trusted.a", unix.EPERM, false, true, false},
+		{"trusted.a", unix.EPERM, true, false, true},
+		{"user.a", unix.ENOSPC, false, false, false},
+		{capability, unix.ENOTSUP, false, false, false},
+		{capability, unix.EPERM, true, false, false},
+	} {
+		a := &applier{o: Options{UserNS: c.userNS}}
+		if err := a.tolerate(c.name, c.err, c.special); (err == nil) != c.passes || err != nil && !errors.Is(err, c.err) {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-	equal(t, tree(t, to), tree(t, from))
-	// Closed in the middle, the directory is left alone.
-	r = TarDir(from)
-	if _, err := io.ReadFull(r, make([]byte, 600)); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-	r = TarDir(from + "/none")
-	if _, err := io.ReadAll(r); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("no directory: %v", err)
-	}
-	r.Close()
 }

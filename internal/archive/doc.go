@@ -1,5 +1,5 @@
-// Package archive turns layer tars into directory trees, and an image layout
-// directory into a tar. Compression and digests are not its business.
+// Package archive turns layer tars into directory trees. Compression and
+// digests are not its business.
 //
 // A layer comes from strangers, so nothing in it decides a path that the kernel
 // resolves freely. Every entry is created by one system call with a directory
