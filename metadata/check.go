@@ -39,14 +39,25 @@ type check struct {
 	db    *DB
 	ctx   context.Context
 	yield func(Problem) bool
-	ended bool // nobody wants more
+	found []Problem // and not handed out yet
+	ended bool      // nobody wants more
 }
 
-// report hands out a problem.
+// report notes a problem. Who takes it may be slow, so it is handed out later,
+// when no transaction is open.
 func (c *check) report(kind, ns, object, format string, args ...any) {
-	if !c.ended && !c.yield(Problem{kind, ns, short(object), fmt.Sprintf(format, args...)}) {
-		c.ended = true
+	c.found = append(c.found, Problem{kind, ns, short(object), fmt.Sprintf(format, args...)})
+}
+
+// handOut hands out what was found, and tells whether to go on.
+func (c *check) handOut() bool {
+	for _, p := range c.found {
+		if !c.ended && !c.yield(p) {
+			c.ended = true
+		}
 	}
+	c.found = nil
+	return !c.ended
 }
 
 // Check compares rows with each other and with what is on disk, in both
@@ -61,11 +72,11 @@ func (db *DB) Check(ctx context.Context, o CheckOptions) iter.Seq[Problem] {
 			steps = append(steps, c.read)
 		}
 		for _, step := range steps {
-			if c.ended {
-				return
-			}
 			if err := step(); err != nil {
 				c.report("database", "", db.options.Path, "the check could not go on: %v", err)
+			}
+			if !c.handOut() {
+				return
 			}
 		}
 	}

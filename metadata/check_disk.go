@@ -45,7 +45,7 @@ func (c *check) blobs() error {
 		return err
 	}
 	for _, row := range all {
-		if err := c.ctx.Err(); err != nil || c.ended {
+		if err := c.ctx.Err(); err != nil || !c.handOut() {
 			return err
 		}
 		info, err := c.db.content.Stat(c.ctx, row.digest)
@@ -95,7 +95,7 @@ func (c *check) strayBlobs() error {
 		found = append(found, info.Digest)
 	}
 	for _, d := range found {
-		if c.ended {
+		if !c.handOut() {
 			return nil
 		}
 		if err := c.strayBlob(d); err != nil {
@@ -200,8 +200,11 @@ func (c *check) read() error {
 	}
 	seen := map[digest.Digest]bool{}
 	for _, row := range all {
-		if seen[row.digest] || c.ended {
+		if seen[row.digest] {
 			continue
+		}
+		if !c.handOut() {
+			return nil
 		}
 		seen[row.digest] = true
 		if err := c.readBlob(row); err != nil {

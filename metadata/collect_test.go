@@ -218,7 +218,9 @@ func TestWritersGoOn(t *testing.T) {
 	defer w.close()
 	s := Scope{Namespace: "ns"}
 	fill(t, w.DB, s, 5000, 5000)
-	var worst atomic.Int64
+	var worst, writes atomic.Int64
+	first := 0
+	w.must(w.View(func(tx *Tx) error { first = tx.bolt.ID(); return nil }))
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -232,6 +234,7 @@ func TestWritersGoOn(t *testing.T) {
 			if err := w.Update(bg, addLease(fmt.Sprint(i))); err != nil {
 				t.Error(err)
 			}
+			writes.Add(1)
 			worst.Store(max(worst.Load(), int64(time.Since(start))))
 		}
 	}()
@@ -240,6 +243,12 @@ func TestWritersGoOn(t *testing.T) {
 	<-stopped
 	if report.Content != 5000 {
 		t.Errorf("%+v", report)
+	}
+	last := 0
+	w.must(w.View(func(tx *Tx) error { last = tx.bolt.ID(); return nil }))
+	parts := int64(last-first) - writes.Load()
+	if writes.Load() < 10 || parts < 5000/defaultSweepRows {
+		t.Errorf("%d writes beside a sweep in %d parts", writes.Load(), parts)
 	}
 	t.Logf("took %v, longest stall %v, slowest write beside it %v", report.Duration, report.LongestStall, time.Duration(worst.Load()))
 }

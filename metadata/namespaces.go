@@ -3,6 +3,7 @@ package metadata
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
@@ -11,6 +12,7 @@ import (
 	"github.com/berthd/berth/api/services/namespaces/v1"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/names"
+	"github.com/berthd/berth/metadata/rows"
 )
 
 // Namespaces is the namespaces and their labels. Most come into being by being
@@ -106,26 +108,17 @@ func (n *Namespaces) Update(ctx context.Context, ns *namespaces.Namespace, mask 
 // Delete removes a namespace with its leases and ingests: NotFound, and
 // FailedPrecondition while it has images, content, containers or snapshots.
 func (n *Namespaces) Delete(ctx context.Context, name string) error {
-	return n.db.Update(ctx, func(tx *Tx) error {
-		_, exists, err := tx.namespace(name)
-		if err != nil {
+	var ingests []*rows.Ingest
+	err := n.db.Update(ctx, func(tx *Tx) error {
+		ingests = nil
+		if err := tx.canDeleteNamespace(name); err != nil {
 			return err
 		}
-		if !exists {
-			return fmt.Errorf("namespace %q: %w", short(name), errdefs.ErrNotFound)
-		}
-		for _, has := range []struct {
-			what  string
-			empty bool
-		}{
-			{"images", imageTable.Empty(tx, name)},
-			{"content", blobTable.Empty(tx, name)},
-			{"containers", containerTable.Empty(tx, name)},
-			{"snapshots", snapshotTable.Empty(tx, name)},
-		} {
-			if !has.empty {
-				return fmt.Errorf("namespace %q still has %s: %w", name, has.what, errdefs.ErrFailedPrecondition)
+		for row, err := range ingestTable.All(tx, name, "") {
+			if err != nil {
+				return err
 			}
+			ingests = append(ingests, row)
 		}
 		for _, bucket := range []string{leaseTable.bucket, heldBucket, ingestTable.bucket} {
 			if err := tx.deletePrefix(bucket, path(name, "")); err != nil {
@@ -136,4 +129,39 @@ func (n *Namespaces) Delete(ctx context.Context, name string) error {
 		tx.publish(name, "/namespaces/delete", &apievents.NamespaceDelete{Name: name})
 		return tx.delete(namespacesBucket, []byte(name))
 	})
+	for _, row := range ingests {
+		ref := row.GetStatus().GetRef()
+		if err != nil && n.db.hasIngest(name, ref, row.BackendRef) || n.db.ingests.abort(name, ref, row.BackendRef) {
+			continue
+		}
+		if err := n.db.discard(ctx, row.BackendRef); err != nil {
+			n.db.log.Warn("ingest not removed, trying again later", slog.String("ref", row.BackendRef), slog.Any("error", err))
+		}
+	}
+	return err
+}
+
+// canDeleteNamespace is NotFound or FailedPrecondition if it can't.
+func (tx *Tx) canDeleteNamespace(name string) error {
+	_, exists, err := tx.namespace(name)
+	if err != nil {
+		return err
+	}
+	if !exists {
+		return fmt.Errorf("namespace %q: %w", short(name), errdefs.ErrNotFound)
+	}
+	for _, has := range []struct {
+		what  string
+		empty bool
+	}{
+		{"images", imageTable.Empty(tx, name)},
+		{"content", blobTable.Empty(tx, name)},
+		{"containers", containerTable.Empty(tx, name)},
+		{"snapshots", snapshotTable.Empty(tx, name)},
+	} {
+		if !has.empty {
+			return fmt.Errorf("namespace %q still has %s: %w", name, has.what, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
 }
