@@ -197,6 +197,11 @@ func (c *Client) record(o ContainerOptions, config *ImageConfig, image string, m
 	if err != nil {
 		return nil, err
 	}
+	if o.Spec.Privileged {
+		if host.Devices, err = spec.HostDevices(); err != nil {
+			return nil, err
+		}
+	}
 	o.Spec.ID, o.Spec.Namespace = o.ID, c.namespace
 	var s *specs.Spec
 	err = withRoot(mounts, func(root *spec.Root) (err error) {

@@ -24,7 +24,7 @@ func (c *Client) Import(ctx context.Context, archive io.Reader, o *images.Import
 	defer cancel(nil)
 	stream, err := c.Importer().Import(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("import: %w", err)
+		return nil, err
 	}
 	go func() {
 		// io.EOF: the daemon has ended the call, and its answer says why.
@@ -36,10 +36,7 @@ func (c *Client) Import(ctx context.Context, archive io.Reader, o *images.Import
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // of which the stream's error is a consequence
 	}
-	if err != nil {
-		return made, fmt.Errorf("import: %w", err)
-	}
-	return made, nil
+	return made, err
 }
 
 type importStream = grpc.BidiStreamingClient[images.ImportRequest, images.ImportEvent]

@@ -155,31 +155,20 @@ func dialHints(err *client.DialError) []string {
 
 // invokeStatus tells from the error of an OCI runtime whether command could not
 // be found or not be invoked; 0: neither, something else is wrong. The texts are
-// those of runc and crun, which agree on none. An error that does not name the
-// command is about something else, such as the runtime itself.
+// those of runc and crun, which agree on none. runc names the command, and an
+// error like its that names another program is about something else, such as
+// the runtime itself.
 func invokeStatus(err error, command string) int {
 	text := err.Error()
-	if !strings.Contains(text, `"`+command+`"`) && !strings.Contains(text, "`"+command+"`") && !strings.Contains(text, "crun: ") {
-		return 0
-	}
-	contains := func(parts ...string) bool {
-		for _, part := range parts {
-			if !strings.Contains(text, part) {
-				return false
-			}
-		}
-		return true
-	}
+	has := func(part string) bool { return strings.Contains(text, part) }
+	runc := has(`: exec: "` + command + `": `)
 	switch {
-	case contains("executable file", "not found in $PATH"),
-		contains(`: exec: "`, "no such file or directory"),
-		contains("crun: open executable", "No such file or directory"):
+	case runc && (has("executable file not found in $PATH") || has("no such file or directory")),
+		has("executable file `" + command + "` not found in $PATH"),
+		has("open executable: No such file or directory"):
 		return statusNotFound
-	case contains(`: exec: "`, "permission denied"),
-		contains(`: exec: "`, "is a directory"),
-		contains("exec format error"),
-		contains("Exec format error"),
-		contains("crun: open executable"):
+	case runc && (has("permission denied") || has("is a directory") || has("exec format error")),
+		has("open executable: "):
 		return statusNoInvoke
 	}
 	return 0

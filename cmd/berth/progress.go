@@ -71,7 +71,9 @@ func (p *progress) update(m *images.Progress) {
 			mpb.PrependDecorators(
 				decor.Name(shortDigest(m.GetDigest()), decor.WCSyncSpaceR),
 				decor.Any(func(decor.Statistics) string { return *o.status.Load() }, decor.WCSyncSpaceR)),
-			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f")))
+			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string {
+				return humanSize(s.Current) + " / " + humanSize(s.Total)
+			})))
 	}
 	if total := m.GetTotal(); total > 0 {
 		o.bar.SetTotal(total, false)

@@ -201,7 +201,7 @@ func TestExec(t *testing.T) {
 	berth(t, d, "input", "exec", "-i", "c1", "cat").want(t, 7, "out:input", "err:input")
 	berth(t, d, "", "exec", "-d", "c1", "cat").want(t, 0, "", "")
 	berth(t, d, "", "exec", "c1").want(t, statusOwn, "", "no container and command is named")
-	d.Fail("Tasks/Start", fakedaemon.Fate{Err: errors.New(`exec: "nosuch": executable file not found in $PATH`)})
+	d.Fail("Tasks/Start", fakedaemon.Fate{Err: errors.New(`process: exec: "nosuch": executable file not found in $PATH`)})
 	berth(t, d, "", "exec", "c1", "nosuch").want(t, statusNotFound, "", "not found in $PATH")
 	left := slices.DeleteFunc(d.Left(), func(what string) bool { return !strings.HasPrefix(what, "task c1/") })
 	if len(left) != 1 { // that of -d, which goes with the container

@@ -20,7 +20,7 @@ import (
 	"github.com/berthd/berth/internal/names"
 )
 
-// TestInvokeStatus has texts that runc 1.1.5 and crun 1.8.1 and 1.20 wrote.
+// TestInvokeStatus has texts that runc 1.1.5 and crun 1.8.1 wrote.
 func TestInvokeStatus(t *testing.T) {
 	for _, test := range []struct {
 		command, text string
@@ -30,14 +30,16 @@ func TestInvokeStatus(t *testing.T) {
 		{"/nosuch", `runc create failed: unable to start container process: exec: "/nosuch": stat /nosuch: no such file or directory`, 127},
 		{"/etc", `runc create failed: unable to start container process: exec: "/etc": permission denied`, 126},
 		{"/etc", `runc create failed: unable to start container process: exec: "/etc": is a directory`, 126},
-		{"nosuch", "crun: executable file `nosuch` not found in $PATH: No such file or directory", 127},
-		{"/nosuch", "crun: open executable: No such file or directory", 127},
-		{"/etc/passwd", "crun: open executable: Permission denied", 126},
-		{"nosuch", `exec failed: unable to start container process: exec: "nosuch": executable file not found in $PATH`, 127},
+		{"nosuch", `runc exec: exit status 255: exec failed: unable to start container process: exec: "nosuch": executable file not found in $PATH`, 127},
+		{"nosuch", "crun create: exit status 1: executable file `nosuch` not found in $PATH: No such file or directory", 127},
+		{"/nosuch", "crun exec: exit status 255: executable file `/nosuch` not found in $PATH: No such file or directory", 127},
+		{"/etc", "crun create: exit status 1: open executable: Operation not permitted", 126},
+		{"/etc/passwd", "crun create: exit status 1: open executable: Permission denied", 126},
 		{"true", `OCI runtime "nosuch" is not in PATH (/bin): install it`, 0},
-		{"true", `exec: "nosuchruntime": executable file not found in $PATH`, 0},
+		{"true", `log.json: no such file or directory): exec: "nosuchruntime": executable file not found in $PATH`, 0},
 		{"true", "create task: context deadline exceeded", 0},
 		{"true", `runc create failed: error mounting "/x" to rootfs at "/y": no such file or directory`, 0},
+		{"true", `runc create failed: open /dev/x: permission denied`, 0},
 	} {
 		if got := invokeStatus(errors.New(test.text), test.command); got != test.want {
 			t.Errorf("%q: %d, want %d", test.text, got, test.want)

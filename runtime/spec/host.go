@@ -19,7 +19,7 @@ type Host struct {
 	Capabilities []string // those that this process may pass on, as "CAP_KILL"
 	Hostname     string
 	NetworkFiles []string            // the host's files that belong to its network
-	Devices      []specs.LinuxDevice // what is in /dev; for privileged containers
+	Devices      []specs.LinuxDevice // for privileged containers; ReadHost leaves it to HostDevices
 }
 
 // ReadHost tells about the machine that this process runs on.
@@ -45,11 +45,11 @@ func ReadHost() (Host, error) {
 	if h.Capabilities, err = bounding(); err != nil {
 		return Host{}, err
 	}
-	if h.Devices, err = devices("/dev"); err != nil {
-		return Host{}, err
-	}
 	return h, nil
 }
+
+// HostDevices lists what is in /dev, for Host.Devices.
+func HostDevices() ([]specs.LinuxDevice, error) { return devices("/dev") }
 
 // networkFiles are the files of a host that say how names are looked up.
 var networkFiles = []string{"/etc/resolv.conf", "/etc/hosts"}
