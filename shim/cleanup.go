@@ -86,14 +86,17 @@ func Cleanup(ctx context.Context, namespace, id, bundle string, config Config) (
 
 	// The status first: what is killed below was alive until then.
 	exit, recorded := lastExit(bundle)
-	how := recordedRuntime(namespace, bundle)
-	failed := config.Runtime(how, bundle).Delete(ctx, id, true)
-	// The runtime may have forgotten the container, or be gone itself. The
-	// records still know the processes, and if these are dead that is enough.
+	left := processes(bundle)
+	defer left.close()
+	left.kill()
+	// The runtime knows of more than these: cgroups, and what is frozen there.
+	// But it may have forgotten the container, be gone itself, or hang. If the
+	// processes are dead, that is enough.
+	failed := deleteByRuntime(ctx, config.Runtime(recordedRuntime(namespace, bundle), bundle), id)
 	if failed != nil {
 		config.Log.Warn("OCI runtime did not delete the container", "task", id, "error", failed)
 	}
-	if err := killRecorded(ctx, bundle); err != nil {
+	if err := left.wait(ctx); err != nil {
 		return nil, fmt.Errorf("clean up task %q: %w", id, errors.Join(err, failed))
 	}
 	if err := config.Mounter.Unmount(filepath.Join(bundle, record.RootfsDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -124,13 +127,18 @@ func lastExit(bundle string) (exit record.Exit, recorded bool) {
 		return exit, false
 	}
 	exit.PID = started.PID
-	stat, err := sys.ReadStat(started.PID)
-	switch {
-	case err != nil || stat.StartTime != started.StartTime:
-		exit.Reason = "exit unobserved: it ended after its shim had died"
-	case stat.Dead():
-		exit.Status, exit.Reason = exitStatus(unix.WaitStatus(stat.ExitCode)), "its shim had died; status of the zombie"
-	default:
+	exit.Reason = "exit unobserved: it ended after its shim had died"
+	p, err := sys.OpenProcess(started.PID)
+	if err != nil {
+		return exit, false
+	}
+	defer p.Close()
+	if p.StartTime() != started.StartTime {
+		return exit, false
+	}
+	if status, ok := p.ExitStatus(); ok {
+		exit.Status, exit.Reason = exitStatus(status), "its shim had died; status from the kernel"
+	} else if p.Alive() {
 		exit.Status, exit.Reason = 128+uint32(unix.SIGKILL), "killed, since its shim had died"
 	}
 	return exit, false
@@ -146,31 +154,64 @@ func recordedRuntime(namespace, bundle string) record.Runtime {
 	return runtimeOf(namespace, "", "", false)
 }
 
-// killRecorded kills the processes of a bundle that the runtime left alive, and
-// waits until they are dead.
-func killRecorded(ctx context.Context, bundle string) error {
-	dirs, err := filepath.Glob(filepath.Join(bundle, record.ExecsDir, "*"))
-	if err != nil {
-		return err
+// deleteByRuntime has the runtime delete a container, in a part of the time.
+func deleteByRuntime(ctx context.Context, r Runtime, id string) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)*2/3)
+		defer cancel()
 	}
-	for _, dir := range append([]string{bundle}, dirs...) {
+	return r.Delete(ctx, id, true)
+}
+
+// leftovers are the processes of a bundle that live.
+type leftovers []*sys.Process
+
+// processes finds what is recorded in a bundle and still lives.
+func processes(bundle string) leftovers {
+	var left leftovers
+	dirs := []string{bundle}
+	execs, _ := os.ReadDir(filepath.Join(bundle, record.ExecsDir)) // most have none
+	for _, e := range execs {
+		dirs = append(dirs, filepath.Join(bundle, record.ExecsDir, e.Name()))
+	}
+	for _, dir := range dirs {
 		var started record.Started
 		if record.Read(dir, record.StartedFile, &started) != nil || !sys.Alive(started.PID, started.StartTime) {
 			continue
 		}
-		handle, err := sys.OpenProcess(started.PID)
+		p, err := sys.OpenProcess(started.PID)
 		if err != nil {
 			continue // it ended just now
 		}
-		if handle.StartTime() == started.StartTime {
-			err = handle.Signal(unix.SIGKILL)
-			if err == nil {
-				err = handle.Exited(ctx)
-			}
+		left = append(left, p)
+		if p.StartTime() != started.StartTime {
+			left = left[:len(left)-1] // another one has the pid by now
+			_ = p.Close()
 		}
-		if err := errors.Join(err, handle.Close()); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return fmt.Errorf("process %d does not end: %w", started.PID, err)
+	}
+	return left
+}
+
+// kill sends SIGKILL to all.
+func (l leftovers) kill() {
+	for _, p := range l {
+		_ = p.Signal(unix.SIGKILL) // wait tells whether it helped
+	}
+}
+
+// wait waits until all are dead.
+func (l leftovers) wait(ctx context.Context) error {
+	for _, p := range l {
+		if err := p.Exited(ctx); err != nil {
+			return fmt.Errorf("process %d does not end: %w", p.PID(), err)
 		}
 	}
 	return nil
+}
+
+func (l leftovers) close() {
+	for _, p := range l {
+		_ = p.Close() // a descriptor without data
+	}
 }

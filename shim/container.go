@@ -35,8 +35,11 @@ type container struct {
 	mu    sync.Mutex
 	init  *process
 	execs map[string]*process
-	// ended tells that init has ended: no exec starts any more.
+	// ended tells that init has ended: no exec starts any more. life, which
+	// needs no lock, ends with it.
 	ended bool
+	life  context.Context
+	end   context.CancelFunc
 	// private tells that init is the first of its pid namespace, so that the
 	// kernel ends all others with it.
 	private bool
@@ -127,6 +130,15 @@ func (c *container) happen(p *process, e Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.happen(e)
+}
+
+// whileAlive bounds a start by the life of init: once that has ended there is
+// nothing left to start, and its exit waits for who tries. What is about to
+// succeed gets the time for it.
+func (c *container) whileAlive(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(c.life, func() { time.AfterFunc(lateStartTime, cancel) })
+	return ctx, func() { stop(); cancel() }
 }
 
 // enter takes the lane.

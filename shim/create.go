@@ -77,7 +77,10 @@ func (s *Shim) prepare(r *task.CreateTaskRequest) (*container, streamPaths, erro
 	if err := record.Write("shim.runtime", r.Bundle, record.RuntimeFile, how); err != nil {
 		return nil, paths, fmt.Errorf("task %q: %w", r.Id, err)
 	}
+	life, end := context.WithCancel(context.Background())
 	return &container{
+		life:      life,
+		end:       end,
 		shim:      s,
 		id:        r.Id,
 		bundle:    r.Bundle,

@@ -64,6 +64,8 @@ func (c *container) startExec(ctx context.Context, p *process) (pid int, err err
 	if err != nil {
 		return 0, err
 	}
+	ctx, done := c.whileAlive(ctx)
+	defer done()
 	err = c.run(ctx, p)
 	end(err, topicExecStarted, &apievents.TaskExecStarted{ContainerId: c.id, ExecId: p.id, Pid: uint32(p.pid)})
 	if err != nil {

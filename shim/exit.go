@@ -19,6 +19,9 @@ import (
 // killed with it, and hang in the kernel.
 const othersTime = 10 * time.Second
 
+// lateStartTime is how long a start may go on once init has ended.
+const lateStartTime = 2 * time.Second
+
 // unobserved is the status of a process that somebody else waited for.
 const unobserved = 255
 
@@ -52,8 +55,9 @@ func exitStatus(ws unix.WaitStatus) uint32 {
 func (c *container) finish(p *process, e record.Exit) {
 	if p.isInit() {
 		c.mu.Lock()
-		c.ended = true // no exec starts any more
+		c.ended = true
 		c.mu.Unlock()
+		c.end()
 	}
 	c.awaitStart(p)
 	if p.isInit() {

@@ -24,6 +24,8 @@ func (c *container) startInit(ctx context.Context) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	ctx, done := c.whileAlive(ctx)
+	defer done()
 	err = c.shim.call(func() error { return c.runtime.Start(ctx, c.id) }, nil)
 	end(err, topicStart, &apievents.TaskStart{ContainerId: c.id, Pid: uint32(p.pid)})
 	if err != nil {

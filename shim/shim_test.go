@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -405,22 +404,27 @@ func TestExitUnobserved(t *testing.T) {
 	b.reapInit()
 }
 
-// TestMethod gives errors their code and survives a panic.
-func TestMethod(t *testing.T) {
-	b := newBench(t, "true")
-	call := func(do func(context.Context, *task.StateRequest) (*task.StateResponse, error)) error {
-		var m ttrpc.Method = method(b.Shim, "State", do)
-		_, err := m(t.Context(), func(any) error { return nil })
-		return err
+// TestExecHangsWhileInitEnds wants the exit of init to be told although the
+// runtime hangs in an exec.
+func TestExecHangsWhileInitEnds(t *testing.T) {
+	b := newBench(t, "exec sleep 1000")
+	b.mustCreate()
+	if err := errors.Join(b.start(""), b.exec("e")); err != nil {
+		t.Fatal(err)
 	}
-	err := call(func(context.Context, *task.StateRequest) (*task.StateResponse, error) { panic("oops") })
-	if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "State: panic: oops") {
+	hangs := make(chan struct{})
+	b.runtime.hook("exec", func(ctx context.Context) error { close(hangs); <-ctx.Done(); return ctx.Err() })
+	started := make(chan error)
+	go func() { started <- b.start("e") }()
+	<-hangs
+	if err := b.kill(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	for _, k := range kinds {
-		err := call(func(context.Context, *task.StateRequest) (*task.StateResponse, error) { return nil, k.err })
-		if status.Code(err) != k.code {
-			t.Errorf("%v: %s, want %s", k.err, status.Code(err), k.code)
-		}
+	if status, err := b.wait(""); err != nil || status != 137 {
+		t.Error(status, err)
 	}
+	b.wantEvents("create", "start", "exec-added", "exit c")
 }

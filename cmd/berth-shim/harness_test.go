@@ -20,17 +20,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/emptypb"
 
-	forward "github.com/berthd/berth/api/services/events/ttrpc/v1"
-	"github.com/berthd/berth/api/services/events/ttrpc/v1/forwardttrpc"
-
-	apievents "github.com/berthd/berth/api/events"
 	task "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/api/runtime/task/v3/taskttrpc"
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/internal/sys"
-	"github.com/berthd/berth/protobuf"
 	"github.com/berthd/berth/runtime/record"
 )
 
@@ -103,122 +97,9 @@ func makeRootfs(dir string) error {
 	return nil
 }
 
-// daemon is what a shim knows of berthd: a socket that takes events.
-type daemon struct {
-	t      *testing.T
-	path   string
-	server *ttrpc.Server
-	done   chan struct{}
-
-	mu      sync.Mutex
-	events  []string
-	changed chan struct{}
-}
-
-func newDaemon(t *testing.T) *daemon {
-	d := &daemon{t: t, path: filepath.Join(shortDir(t), "events.ttrpc"), changed: make(chan struct{})}
-	d.start()
-	t.Cleanup(d.stop)
-	return d
-}
-
-// shortDir is a directory whose path fits into a socket's address.
-func shortDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "bs-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
-func (d *daemon) start() {
-	_ = os.Remove(d.path)
-	l, err := net.Listen("unix", d.path)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	d.server, err = ttrpc.NewServer()
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	forwardttrpc.RegisterEventsService(d.server, d)
-	d.done = make(chan struct{})
-	go func(server *ttrpc.Server, done chan struct{}) {
-		_ = server.Serve(context.Background(), l)
-		close(done)
-	}(d.server, d.done)
-}
-
-func (d *daemon) stop() {
-	if d.server != nil {
-		_ = d.server.Close()
-		<-d.done
-		d.server = nil
-	}
-}
-
-// Forward takes an event as "topic id status".
-func (d *daemon) Forward(_ context.Context, r *forward.ForwardRequest) (*emptypb.Empty, error) {
-	e := r.Envelope
-	text := e.Topic
-	m, err := protobuf.UnmarshalAny(e.Event)
-	if err != nil || e.Namespace != namespace || e.Timestamp == nil {
-		text = fmt.Sprintf("BAD %v %v", e, err)
-	}
-	switch m := m.(type) {
-	case *apievents.TaskExit:
-		text += fmt.Sprintf(" %s %d", m.Id, m.ExitStatus)
-	case *apievents.TaskDelete:
-		text += fmt.Sprintf(" %s %d", m.ContainerId, m.ExitStatus)
-	case *apievents.TaskExecAdded:
-		text += " " + m.ExecId
-	case *apievents.TaskExecStarted:
-		text += " " + m.ExecId
-	case *apievents.TaskCreate:
-		text += " " + m.ContainerId
-	case *apievents.TaskStart:
-		text += " " + m.ContainerId
-	case *apievents.TaskPaused:
-		text += " " + m.ContainerId
-	case *apievents.TaskResumed:
-		text += " " + m.ContainerId
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.events = append(d.events, text)
-	close(d.changed)
-	d.changed = make(chan struct{})
-	return &emptypb.Empty{}, nil
-}
-
-// take waits until as many events have come as are wanted, and compares.
-func (d *daemon) take(want ...string) {
-	d.t.Helper()
-	deadline := time.After(patience)
-	for {
-		d.mu.Lock()
-		got, changed := d.events, d.changed
-		if len(got) >= len(want) {
-			d.events = nil
-			d.mu.Unlock()
-			if g, w := strings.Join(got, "\n"), strings.Join(want, "\n"); g != w {
-				d.t.Fatalf("events:\n%s\nwant:\n%s", g, w)
-			}
-			return
-		}
-		d.mu.Unlock()
-		select {
-		case <-changed:
-		case <-deadline:
-			d.t.Fatalf("events: %q, want %q", got, want)
-		}
-	}
-}
-
 // fixture is one shim with its bundle.
 type fixture struct {
-	t       *testing.T
+	t       testing.TB
 	d       *daemon
 	id      string
 	bundle  string
@@ -263,7 +144,7 @@ var ids struct {
 
 // newFixture starts a shim for a bundle whose config.json is sp(id). A string
 // instead of a map is written as it is.
-func newFixture(t *testing.T, sp func(id string) any) *fixture {
+func newFixture(t testing.TB, sp func(id string) any) *fixture {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("containers need root")
@@ -294,7 +175,7 @@ func newFixture(t *testing.T, sp func(id string) any) *fixture {
 }
 
 // container starts a shim for a container that runs argv.
-func container(t *testing.T, argv ...string) *fixture {
+func container(t testing.TB, argv ...string) *fixture {
 	t.Helper()
 	return newFixture(t, func(id string) any { return spec(id, argv...) })
 }
@@ -449,7 +330,7 @@ func (f *fixture) tryExec(id string, r *task.ExecProcessRequest, argv ...string)
 }
 
 // code compares the code of a call's error.
-func code(t *testing.T, call string, err error, want codes.Code) {
+func code(t testing.TB, call string, err error, want codes.Code) {
 	t.Helper()
 	if got := status.Code(err); got != want {
 		t.Errorf("%s: %v: code %s, want %s", call, err, got, want)
@@ -511,14 +392,4 @@ func (f *fixture) checkClean() {
 	if entries, _ := os.ReadDir(filepath.Join(f.ociRoot, namespace)); len(entries) > 0 {
 		f.t.Errorf("the OCI runtime still knows %v", entries)
 	}
-}
-
-// exitEvent is what daemon makes of an exit event.
-func exitEvent(id string, status uint32) string {
-	return fmt.Sprintf("/tasks/exit %s %d", id, status)
-}
-
-// deleteEvent is what daemon makes of a delete event.
-func deleteEvent(id string, status uint32) string {
-	return fmt.Sprintf("/tasks/delete %s %d", id, status)
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"log/slog"
 	"os"
+
+	"github.com/containerd/log"
 )
 
 // maxLog bounds the log, which lies in memory (the daemon's state directory).
@@ -15,7 +17,9 @@ func newLog(debug bool) *slog.Logger {
 	if debug {
 		level = slog.LevelDebug
 	}
-	return slog.New(slog.NewTextHandler(&boundedFile{os.Stderr}, &slog.HandlerOptions{Level: level}))
+	out := &boundedFile{os.Stderr}
+	log.L.Logger.SetOutput(out) // what ttrpc says
+	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
 }
 
 // boundedFile is a file opened for append that is begun anew when it gets too
