@@ -11,7 +11,16 @@ export BERTH_ADDRESS=$dir/berth.sock
 daemon=
 
 say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
-show() { printf '$ %s\n' "$*"; "$@"; }
+# show prints a command as one would type it, and runs it.
+show() {
+	local word line='$'
+	for word; do
+		[[ $word =~ ^[A-Za-z0-9_./:=,@-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+		line+=" $word"
+	done
+	printf '%s\n' "$line"
+	"$@"
+}
 
 start_daemon() {
 	bin/berthd --root "$dir/root" --state "$dir/state" --address "$BERTH_ADDRESS" >>"$dir/daemon.log" 2>&1 &
