@@ -210,7 +210,6 @@ func (c *container) deleteExec(p *process) (report, error) {
 		c.shim.config.Log.Warn("output cut off, a process holds it open", "task", c.id, "exec", p.id)
 	}
 	c.forget(p)
-	c.shim.sweep()
 	return c.deleted(p), nil
 }
 

@@ -12,12 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// chunk is how much is moved at once; a pipe holds as much.
+// chunk is how much is spliced at once; a pipe holds as much.
 const chunk = 64 << 10
 
-// buffers are for what can't be spliced. A pump holds one only while it has
-// data in hand, so idle streams cost none.
-var buffers = sync.Pool{New: func() any { b := make([]byte, chunk/2); return &b }}
+// Less than this is copied even from pipe to pipe. A pipe has room for 16 pages,
+// and a spliced line takes up one of its own; a written one joins the last.
+const worthSplicing = 4 << 10
+
+// buffers are for what is copied. A pump holds one only while it has data in
+// hand, so idle streams cost none.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }}
 
 // pump moves bytes from src to dst until src ends, both non-blocking where the
 // kernel can tell of their readiness. Between pipes nothing is copied
@@ -57,13 +61,21 @@ func (p *pump) run() {
 	defer p.close()
 	for {
 		move := p.copy
-		if p.splice {
+		if p.splice && p.waiting() >= worthSplicing {
 			move = p.spliceOnce
 		}
 		if move() != nil {
 			return
 		}
 	}
+}
+
+// waiting tells how many bytes there are to take from src.
+func (p *pump) waiting() int {
+	n := 0
+	// Without an answer nothing is spliced, and copying finds out why.
+	_ = p.from.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	return n
 }
 
 // close ends the pump. Closing twice, or what was never read, is harmless.
@@ -198,10 +210,8 @@ func (p *pump) pending() bool {
 		return false
 	default:
 	}
-	waiting := 0
-	err := p.from.Control(func(fd uintptr) { waiting, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	// In this order: what was taken before the first look is held at the second.
-	return err == nil && (waiting > 0 || p.holding.Load())
+	return p.waiting() > 0 || p.holding.Load()
 }
 
 // Pauses of settle.

@@ -76,8 +76,38 @@ func TestPumpCarries(t *testing.T) {
 	if err != nil || !bytes.Equal(got, data) {
 		t.Fatalf("%d bytes, %v", len(got), err)
 	}
+	if !s.out[0].splice {
+		t.Error("splicing was given up")
+	}
 	if !s.drain() {
 		t.Error("not drained")
+	}
+}
+
+// TestManySmallWrites wants a fifo that nobody reads to hold as much of them as
+// of large ones, so that an exit need not wait for a reader.
+func TestManySmallWrites(t *testing.T) {
+	leak.Check(t)
+	path, reader := fifo(t)
+	s, child := openOutput(t, path)
+	const lines = 1000
+	for range lines {
+		if _, err := child.WriteString("0123456789\n"); err != nil {
+			t.Fatal(err)
+		}
+		if s.out[0].pending() { // so that each is moved by itself
+			time.Sleep(10 * time.Microsecond)
+		}
+	}
+	if !s.settle() {
+		t.Error("not settled")
+	}
+	if err := child.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(reader)
+	if err != nil || len(got) != 11*lines {
+		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
 
