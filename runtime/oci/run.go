@@ -121,7 +121,10 @@ func spawn(ctx context.Context, path string, argv []string, stdio Stdio) (unix.W
 	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{
 		Env:   environment(),
 		Files: fds[:],
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
+		// Should the shim be killed while the runtime hangs, it must not be left
+		// behind. What the runtime itself has started by then does not inherit
+		// this: a container goes on.
+		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
 	})
 	runtime.KeepAlive(files)
 	if err != nil {
