@@ -37,6 +37,7 @@ import (
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/internal/filter"
+	"github.com/berthd/berth/internal/names"
 )
 
 // AddBlob stores a blob.
@@ -221,6 +222,9 @@ func (s containersService) Create(_ context.Context, r *containers.CreateContain
 }
 
 func (s containersService) Get(_ context.Context, r *containers.GetContainerRequest) (*containers.GetContainerResponse, error) {
+	if err := names.Identifier(r.Id); err != nil {
+		return nil, err
+	}
 	s.d.mu.Lock()
 	defer s.d.mu.Unlock()
 	row := s.d.containers[r.Id]

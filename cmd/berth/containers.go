@@ -160,7 +160,8 @@ func findContainer(ctx context.Context, c *client.Client, ref string) (*client.C
 		return nil, none
 	}
 	found, err := c.Container(ctx, ref)
-	if err == nil || !errdefs.IsNotFound(err) {
+	// The start of an id need not be one itself: it may end in a dash.
+	if err == nil || !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
 		return found, err
 	}
 	// In a filter a backslash before the dot would be an escape of its own.

@@ -240,6 +240,7 @@ func TestManyContainers(t *testing.T) {
 	}
 	berth(t, d, "", "kill", "a").want(t, statusFailed, "", "the ids of 2 containers start so\nberth: hint: say more of the id: a1, a2")
 	berth(t, d, "", "kill", "bx1").want(t, statusFailed, "", "not found") // the dot of b.1 is a dot
+	berth(t, d, "", "kill", "b.").want(t, 0, "b.1\n", "")                 // ends as no id may
 	r := berth(t, d, "", "rm", "-f", "a1", "nosuch", "b.")
 	r.want(t, statusFailed, "a1\nb.1\n", `container "nosuch": not found`)
 	if want := []string{"container a2", "snapshot a2", "task a2"}; !slices.Equal(d.Left(), want) {
