@@ -54,8 +54,9 @@ type machine struct {
 	shim      string
 	deadlines Deadlines
 	bootID    string
-	refuse    bool  // Forward answers with an error
-	shims     []int // of daemons that have ended: they stay children of the test, which reaps them
+	refuse    bool            // Forward answers with an error
+	cpu       []time.Duration // see TestLatency
+	shims     []int           // of daemons that have ended: they stay children of the test, which reaps them
 
 	mu     sync.Mutex
 	events []string
