@@ -19,6 +19,10 @@ import (
 const (
 	// maxBatch bounds how many functions share a transaction.
 	maxBatch = 256
+	// patienceShare and maxPatience bound how long callers that came together
+	// are waited for: a part of what a commit takes.
+	patienceShare = 8
+	maxPatience   = 500 * time.Microsecond
 	// commitPoint is the fault point around the commit of a transaction.
 	commitPoint = "metadata.commit"
 )
@@ -49,6 +53,10 @@ type committer struct {
 	// barrier collects the rows written while a collection runs; nil otherwise.
 	// Only the committer's goroutine touches it.
 	barrier *barrier
+	// expected is how many functions shared the last transactions, and patience
+	// how long to wait for as many.
+	expected int
+	patience time.Duration
 	// broken is set when it is unknown whether what was written is on disk.
 	broken error
 }
@@ -111,9 +119,12 @@ func (c *committer) run() {
 	}
 }
 
-// batch runs first and all that wait behind it.
-func (c *committer) batch(first *job) {
-	var shared, alone []*job
+// gather takes first and all that wait behind it. Callers that had their answer
+// from the last transaction are likely to come again at once; if there were
+// several, they are waited for a little, or every other transaction would be
+// made of the one that came first.
+func (c *committer) gather(first *job) (shared, alone []*job) {
+	var patience <-chan time.Time
 	for j := first; j != nil; {
 		if j.taken.CompareAndSwap(false, true) {
 			if j.alone || j.plain != nil {
@@ -122,15 +133,36 @@ func (c *committer) batch(first *job) {
 				shared = append(shared, j)
 			}
 		}
-		if len(shared)+len(alone) >= maxBatch {
+		count := len(shared) + len(alone)
+		if count >= maxBatch {
 			break
 		}
 		select {
 		case j = <-c.jobs:
+			continue
 		default:
+		}
+		if count >= c.expected || count == 0 {
+			break
+		}
+		if patience == nil {
+			timer := time.NewTimer(c.patience)
+			defer timer.Stop()
+			patience = timer.C
+		}
+		select {
+		case j = <-c.jobs:
+		case <-patience:
 			j = nil
 		}
 	}
+	c.expected = max(len(shared), c.expected*3/4)
+	return shared, alone
+}
+
+// batch runs first and all that wait behind it.
+func (c *committer) batch(first *job) {
+	shared, alone := c.gather(first)
 	// A function that fails after it wrote spoils the transaction: the others
 	// run again without it, and it runs again on its own, so that its answer
 	// rests on nothing that was rolled back.
@@ -185,7 +217,9 @@ func (c *committer) attempt(jobs []*job) int {
 		c.rollback(btx)
 		return c.answer(jobs, start, nil)
 	}
+	flushing := time.Now()
 	took, err := c.commit(btx)
+	c.patience = min(time.Since(flushing)/patienceShare, maxPatience)
 	if took {
 		c.effects(jobs)
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 )
 
 // Numbers of the fields of a container that filters read, beyond those that
@@ -82,7 +83,10 @@ func (t Table[M]) decodeAll(tx *Tx, ns string, match func(value []byte) bool) ([
 	out := make([]M, len(found))
 	decode := func(from, to int) (err error) {
 		for i := from; i < to && err == nil; i++ {
-			out[i], err = t.decode(ns, string(found[i].key[len(ns)+1:]), found[i].value)
+			out[i] = t.make()
+			if proto.Unmarshal(found[i].value, out[i]) != nil {
+				_, err = t.decode(ns, string(found[i].key[len(ns)+1:]), found[i].value)
+			}
 		}
 		return err
 	}
