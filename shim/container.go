@@ -20,6 +20,7 @@ type container struct {
 	shim    *Shim
 	id      string
 	bundle  string
+	how     record.Runtime
 	runtime Runtime
 	owner   owner
 	mounted bool // rootfs holds mounts that Delete has to undo
@@ -62,6 +63,7 @@ type process struct {
 	streams  *streams
 	starting chan struct{} // while a Start is under way; closed at its end
 	silent   bool          // its exit is not published: deleted before it was started
+	noInput  bool          // CloseIO came before the streams
 
 	// exited is closed once the exit record is written and exit is set; gone
 	// once the process was deleted.
@@ -265,6 +267,16 @@ func (c *container) streamsOf(p *process) *streams {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return p.streams
+}
+
+// closeInput lets the input of a process end, of an exec also ahead of its start.
+func (c *container) closeInput(p *process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.noInput = true
+	if p.streams != nil {
+		p.streams.closeStdin()
+	}
 }
 
 // wait blocks until the process has ended. One deleted without having been

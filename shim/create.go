@@ -53,6 +53,7 @@ func (s *Shim) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.Cre
 		Pid:         uint32(p.pid),
 	})
 	c.mu.Unlock()
+	s.config.Log.Info("task created", "task", c.id, "pid", p.pid)
 	s.watch(p)
 	return &task.CreateTaskResponse{Pid: uint32(p.pid)}, nil
 }
@@ -74,9 +75,6 @@ func (s *Shim) prepare(r *task.CreateTaskRequest) (*container, streamPaths, erro
 		return nil, paths, fmt.Errorf("task %q: %w", r.Id, err)
 	}
 	how := runtimeOf(s.config.Namespace, options.BinaryName, options.Root, options.SystemdCgroup)
-	if err := record.Write("shim.runtime", r.Bundle, record.RuntimeFile, how); err != nil {
-		return nil, paths, fmt.Errorf("task %q: %w", r.Id, err)
-	}
 	life, end := context.WithCancel(context.Background())
 	return &container{
 		life:      life,
@@ -84,6 +82,7 @@ func (s *Shim) prepare(r *task.CreateTaskRequest) (*container, streamPaths, erro
 		shim:      s,
 		id:        r.Id,
 		bundle:    r.Bundle,
+		how:       how,
 		runtime:   s.config.Runtime(how, r.Bundle),
 		owner:     owner{options.IoUid, options.IoGid},
 		noPivot:   options.NoPivotRoot,
@@ -129,6 +128,9 @@ func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths str
 		}
 		c.shim.sweep()
 	}()
+	if err := c.record(); err != nil {
+		return nil, fmt.Errorf("task %q: %w", c.id, err)
+	}
 	if c.mounted {
 		target := filepath.Join(c.bundle, record.RootfsDir)
 		if err := c.shim.config.Mounter.Mount(mounts(rootfs), target); err != nil {
@@ -166,6 +168,17 @@ func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths str
 	}
 	p.streams.start()
 	return p, nil
+}
+
+// record writes how the runtime is called, and removes what an earlier task left
+// in the bundle, whose exit must not be taken for this one's.
+func (c *container) record() error {
+	for _, name := range []string{record.ExitFile, record.StartedFile, pidFileName} {
+		if err := os.Remove(filepath.Join(c.bundle, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return record.Write("shim.runtime", c.bundle, record.RuntimeFile, c.how)
 }
 
 // discard removes what the runtime made before Create failed.

@@ -72,6 +72,7 @@ func (c *container) startExec(ctx context.Context, p *process) (pid int, err err
 		c.shim.sweep()
 		return 0, fmt.Errorf("%s: %w", p.name(), err)
 	}
+	c.shim.config.Log.Debug("exec started", "task", c.id, "exec", p.id, "pid", p.pid)
 	c.shim.watch(p)
 	return p.pid, nil
 }
@@ -111,6 +112,9 @@ func (c *container) run(ctx context.Context, p *process) (err error) {
 	}
 	c.mu.Lock()
 	p.streams, p.spec = streams, nil
+	if p.noInput {
+		streams.closeStdin()
+	}
 	c.mu.Unlock()
 	streams.start()
 	return nil

@@ -70,6 +70,11 @@ func (c *container) finish(p *process, e record.Exit) {
 	if err := record.Write("shim.exit", p.dir, record.ExitFile, e); err != nil {
 		log.Error("exit not recorded", "task", c.id, "exec", p.id, "status", e.Status, "error", err)
 	}
+	if p.isInit() {
+		log.Info("task ended", "task", c.id, "pid", e.PID, "status", e.Status)
+	} else {
+		log.Debug("exec ended", "task", c.id, "exec", p.id, "pid", e.PID, "status", e.Status)
+	}
 	_ = p.handle.Close() // a descriptor without data
 	c.mu.Lock()
 	defer c.mu.Unlock()

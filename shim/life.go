@@ -31,6 +31,7 @@ func (c *container) startInit(ctx context.Context) (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", p.name(), err)
 	}
+	c.shim.config.Log.Info("task started", "task", c.id, "pid", p.pid)
 	return p.pid, nil
 }
 
@@ -175,6 +176,7 @@ func (c *container) delete(ctx context.Context) (report, error) {
 		ExitStatus:  st.exit.Status,
 		ExitedAt:    protobuf.Timestamp(st.exit.ExitedAt),
 	})
+	c.shim.config.Log.Info("task deleted", "task", c.id)
 	c.shim.sweep()
 	return st, nil
 }

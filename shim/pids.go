@@ -45,9 +45,12 @@ func (s *Shim) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsResponse,
 
 // Stats tells what a task has used.
 func (s *Shim) Stats(_ context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
-	_, p, err := s.find(r.Id, "")
+	c, p, err := s.find(r.Id, "")
 	if err != nil {
 		return nil, err
+	}
+	if state := c.report(p).state; state == Stopped || state == Deleted {
+		return nil, fmt.Errorf("%s: a %s process uses nothing", p.name(), state)
 	}
 	group, err := cgroup.Of(p.pid)
 	if err != nil {

@@ -15,8 +15,9 @@ import (
 // chunk is how much is spliced at once; a pipe holds as much.
 const chunk = 64 << 10
 
-// Less than this is copied even from pipe to pipe. A pipe has room for 16 pages,
-// and a spliced line takes up one of its own; a written one joins the last.
+// After a move of less than this the next one is a copy, even from pipe to pipe.
+// A pipe has room for 16 pages, and a spliced line takes up one of its own; a
+// written one joins the last.
 const worthSplicing = 4 << 10
 
 // buffers are for what is copied. A pump holds one only while it has data in
@@ -25,21 +26,35 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }
 
 // pump moves bytes from src to dst until src ends, both non-blocking where the
 // kernel can tell of their readiness. Between pipes nothing is copied
-// (splice(2)).
+// (splice(2)). Moving allocates no memory.
 type pump struct {
 	src, dst *os.File
-	from, to syscall.RawConn
-	terminal bool // src is a pty's master
-	splice   bool
+	terminal bool          // src is a pty's master
+	splice   bool          // both are pipes
 	output   bool          // src is written by a container: it must not notice what happens to dst
 	failed   func(error)   // told once of data that dst did not take
 	holding  atomic.Bool   // data was taken from src and is not yet in dst
 	done     chan struct{} // closed when run has ended
+
+	from, to syscall.RawConn
+	// What one move is about, for the functions that the poller calls. They are
+	// bound once, as each binding is an allocation.
+	move struct {
+		src    int // descriptor, while it is held
+		n      int
+		err    error
+		full   bool    // dst has no room
+		buffer *[]byte // data in hand
+		rest   []byte  // what of it is not yet in dst
+	}
+	onRead, onWrite, onSplice, onRoom func(fd uintptr) bool
+	onDst                             func(fd uintptr)
 }
 
 // newPump makes a pump, which owns both files from now on.
 func newPump(src, dst *os.File) (*pump, error) {
 	p := &pump{src: src, dst: dst, done: make(chan struct{})}
+	p.onRead, p.onWrite, p.onSplice, p.onRoom, p.onDst = p.readSome, p.writeSome, p.spliceSome, hasRoom, p.spliceTo
 	var err error
 	if p.from, err = src.SyscallConn(); err == nil {
 		p.to, err = dst.SyscallConn()
@@ -60,22 +75,16 @@ func (p *pump) run() {
 	defer close(p.done)
 	defer p.close()
 	for {
-		move := p.copy
-		if p.splice && p.waiting() >= worthSplicing {
-			move = p.spliceOnce
+		var err error
+		if p.splice && p.move.n >= worthSplicing {
+			err = p.spliceOnce()
+		} else {
+			err = p.copyOnce()
 		}
-		if move() != nil {
+		if err != nil {
 			return
 		}
 	}
-}
-
-// waiting tells how many bytes there are to take from src.
-func (p *pump) waiting() int {
-	n := 0
-	// Without an answer nothing is spliced, and copying finds out why.
-	_ = p.from.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
-	return n
 }
 
 // close ends the pump. Closing twice, or what was never read, is harmless.
@@ -84,43 +93,62 @@ func (p *pump) close() {
 	_ = p.dst.Close()
 }
 
-// ended tells an end of file, for a pty's master EIO, from "not yet".
-func (p *pump) ended(n int, err error) error {
-	switch {
-	case err != nil:
-		return err
-	case n == 0:
+// taken is the result of taking n bytes from src: an end of file, which a pty's
+// master tells as EIO, is an error.
+func taken(n int, err error) error {
+	if err == nil && n == 0 {
 		return io.EOF
 	}
-	return nil
+	return err
 }
 
-// copy moves one buffer.
-func (p *pump) copy() error {
-	var buffer *[]byte
-	var n int
-	var err error
-	defer p.holding.Store(false)
-	werr := p.from.Read(func(fd uintptr) bool {
-		p.holding.Store(true)
-		buffer = buffers.Get().(*[]byte)
-		n, err = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), *buffer) })
-		if err == unix.EAGAIN {
-			buffers.Put(buffer)
-			buffer = nil
+// copyOnce moves one buffer.
+func (p *pump) copyOnce() error {
+	m := &p.move
+	err := p.from.Read(p.onRead)
+	if m.buffer == nil {
+		return errors.Join(err, os.ErrClosed)
+	}
+	if err == nil {
+		err = taken(m.n, m.err)
+	}
+	if err == nil {
+		m.rest = (*m.buffer)[:m.n]
+		err = p.write()
+	}
+	buffers.Put(m.buffer)
+	m.buffer, m.rest = nil, nil
+	p.holding.Store(false)
+	return err
+}
+
+// readSome takes what is there, up to a buffer; false waits for more.
+func (p *pump) readSome(fd uintptr) bool {
+	m := &p.move
+	p.holding.Store(true)
+	m.buffer = buffers.Get().(*[]byte)
+	for {
+		m.n, m.err = unix.Read(int(fd), *m.buffer)
+		switch m.err {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			buffers.Put(m.buffer)
+			m.buffer = nil
 			p.holding.Store(false)
 			return false
 		}
 		return true
-	})
-	if buffer == nil {
-		return errors.Join(werr, os.ErrClosed)
 	}
-	defer buffers.Put(buffer)
-	if err := p.ended(n, errors.Join(werr, err)); err != nil {
-		return err
+}
+
+// write puts the rest into dst, waiting for its reader.
+func (p *pump) write() error {
+	m := &p.move
+	err := p.to.Write(p.onWrite)
+	if err == nil {
+		err = m.err
 	}
-	err = p.write((*buffer)[:n])
 	if err == nil || !p.output || errors.Is(err, os.ErrClosed) {
 		return err
 	}
@@ -132,73 +160,75 @@ func (p *pump) copy() error {
 	return nil
 }
 
-// write puts all of b into dst, waiting for its reader.
-func (p *pump) write(b []byte) error {
-	var err error
-	werr := p.to.Write(func(fd uintptr) bool {
-		for len(b) > 0 {
-			var n int
-			n, err = ignoringEINTR(func() (int, error) { return unix.Write(int(fd), b) })
-			if err == unix.EAGAIN {
-				return false
-			}
-			if err != nil {
-				return true
-			}
-			b = b[n:]
+// writeSome gives what dst takes; false waits for room.
+func (p *pump) writeSome(fd uintptr) bool {
+	m := &p.move
+	for m.err = nil; len(m.rest) > 0; {
+		n, err := unix.Write(int(fd), m.rest)
+		switch err {
+		case nil:
+			m.rest = m.rest[n:]
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return false
+		default:
+			m.err = err
+			return true
 		}
-		return true
-	})
-	return errors.Join(werr, err)
+	}
+	return true
 }
 
 // spliceOnce moves what is there from pipe to pipe.
 func (p *pump) spliceOnce() error {
-	var n int64
-	var err error
-	full := false
-	rerr := p.from.Read(func(src uintptr) bool {
-		cerr := p.to.Control(func(dst uintptr) {
-			for {
-				n, err = unix.Splice(int(src), nil, int(dst), nil, chunk, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-				if err != unix.EINTR {
-					break
-				}
-			}
-		})
-		if cerr != nil {
-			err = cerr
-			return true
-		}
-		// EAGAIN: nothing to take, or no room to put it.
-		full = err == unix.EAGAIN && ready(int(src), unix.POLLIN)
-		return err != unix.EAGAIN || full
-	})
-	if rerr != nil {
-		return rerr
+	m := &p.move
+	if err := p.from.Read(p.onSplice); err != nil {
+		return err
 	}
-	if full {
-		return p.to.Write(func(dst uintptr) bool { return ready(int(dst), unix.POLLOUT) })
-	}
-	if err == unix.EINVAL { // a file system that can't
+	switch {
+	case m.full:
+		m.n = worthSplicing
+		return p.to.Write(p.onRoom)
+	case m.err == unix.EINVAL: // a file system that can't
 		p.splice = false
 		return nil
 	}
-	return p.ended(int(n), err)
+	return taken(m.n, m.err)
 }
+
+// spliceSome holds dst and splices; false waits for data.
+func (p *pump) spliceSome(fd uintptr) bool {
+	m := &p.move
+	m.src = int(fd)
+	if err := p.to.Control(p.onDst); err != nil {
+		m.err = err
+	}
+	// EAGAIN: nothing to take, or no room to put it.
+	m.full = m.err == unix.EAGAIN && ready(m.src, unix.POLLIN)
+	return m.err != unix.EAGAIN || m.full
+}
+
+// spliceTo is the system call.
+func (p *pump) spliceTo(fd uintptr) {
+	m := &p.move
+	for {
+		n, err := unix.Splice(m.src, nil, int(fd), nil, chunk, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		if m.n, m.err = int(n), err; err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// hasRoom waits for room in dst.
+func hasRoom(fd uintptr) bool { return ready(int(fd), unix.POLLOUT) }
 
 // ready asks poll(2) without waiting.
 func ready(fd int, events int16) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-	n, err := ignoringEINTR(func() (int, error) { return unix.Poll(fds, 0) })
-	return err != nil || n > 0
-}
-
-func ignoringEINTR(do func() (int, error)) (int, error) {
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
 	for {
-		n, err := do()
+		n, err := unix.Poll(fds[:], 0)
 		if err != unix.EINTR {
-			return n, err
+			return err != nil || n > 0
 		}
 	}
 }
@@ -210,8 +240,10 @@ func (p *pump) pending() bool {
 		return false
 	default:
 	}
+	waiting := 0
+	err := p.from.Control(func(fd uintptr) { waiting, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	// In this order: what was taken before the first look is held at the second.
-	return p.waiting() > 0 || p.holding.Load()
+	return err == nil && (waiting > 0 || p.holding.Load())
 }
 
 // Pauses of settle.

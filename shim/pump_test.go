@@ -291,3 +291,38 @@ func TestLongBundlePath(t *testing.T) {
 		t.Error("directory is left")
 	}
 }
+
+// BenchmarkPump moves a stream from pipe to fifo.
+func BenchmarkPump(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	reader, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer reader.Close()
+	s, err := openStreams(b.TempDir(), streamPaths{stdout: path}, owner{}, quietLog())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.close()
+	child, err := duplicate(s.child.Out)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer child.Close()
+	s.start()
+	in, out := make([]byte, 64<<10), make([]byte, 64<<10)
+	b.SetBytes(int64(len(in)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := child.Write(in); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(reader, out); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -163,8 +163,8 @@ func (s *Shim) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.Empt
 	if err != nil {
 		return nil, err
 	}
-	if streams := c.streamsOf(p); r.Stdin && streams != nil {
-		streams.closeStdin()
+	if r.Stdin {
+		c.closeInput(p)
 	}
 	return &emptypb.Empty{}, nil
 }
