@@ -7,7 +7,9 @@ PREFIX   ?= /usr/local
 BIN      := $(CURDIR)/bin
 PROGRAMS := berthd berth-shim berth
 # Static, without paths of the build machine, stamped with the commit.
-BUILD    := CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -ldflags "-s -w"
+# grpcnotrace leaves out the trace pages of gRPC, and with them the templates
+# that keep the linker from dropping unused methods: 3 MB less of berthd.
+BUILD    := CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -tags grpcnotrace -ldflags "-s -w"
 
 .DEFAULT_GOAL := build
 .PHONY: help build install deps test unit faults scripts demo bench proto lint fuzz clean
