@@ -41,10 +41,10 @@ func (a *app) execCommand() *cobra.Command {
 	flags.BoolVarP(&f.detach, "detach", "d", false, "let it run in the background; its output is lost")
 	flags.BoolVarP(&f.interactive, "interactive", "i", false, "give it berth's standard input")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "give it a terminal")
-	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment, as KEY=VALUE, or KEY to pass berth's own on")
-	flags.StringArrayVar(&f.envFiles, "env-file", nil, "file with such a line each")
-	flags.StringVarP(&f.user, "user", "u", "", "user, as NAME|UID[:GROUP|GID]")
-	flags.StringVarP(&f.cwd, "cwd", "w", "", "working directory")
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment, as `KEY[=VALUE]`; KEY alone passes berth's own on")
+	flags.StringArrayVar(&f.envFiles, "env-file", nil, "`file` with such lines")
+	flags.StringVarP(&f.user, "user", "u", "", "user, as `NAME|UID[:GROUP|GID]`")
+	flags.StringVarP(&f.cwd, "cwd", "w", "", "working `directory`")
 	flags.BoolVar(&f.privileged, "privileged", false, "give it all capabilities")
 	return cmd
 }

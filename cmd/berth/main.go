@@ -92,7 +92,16 @@ func (a *app) root() *cobra.Command {
 		a.killCommand(), a.stopCommand(), a.waitCommand(), a.rmCommand(),
 		a.imagesCommand(), a.infoCommand(), a.versionCommand(),
 	)
+	ownUsage(root)
 	return root
+}
+
+// ownUsage leaves the usage lines as they are written.
+func ownUsage(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		sub.DisableFlagsInUseLine = true
+		ownUsage(sub)
+	}
 }
 
 // env gives the value of an environment variable, or a default.
