@@ -32,7 +32,7 @@ func (b *Blobs) check(d digest.Digest) error {
 		return err
 	}
 	if err := d.Validate(); err != nil {
-		return fmt.Errorf("digest %q: %w (%w)", short(string(d)), errdefs.ErrInvalidArgument, err)
+		return fmt.Errorf("digest %q: %w: %w", short(string(d)), err, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

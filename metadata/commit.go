@@ -292,7 +292,7 @@ func (c *committer) seen(id int) bool {
 // fail refuses all further writes: memory and disk may disagree from here on,
 // and only a new start reads the disk anew.
 func (c *committer) fail(err error) {
-	c.broken = fmt.Errorf("metadata: the database takes no more changes until berthd is started again, because an earlier one failed half-way: %w (%w)", errdefs.ErrUnavailable, err)
+	c.broken = fmt.Errorf("metadata: the database takes no more changes until berthd is started again, because an earlier one failed half-way: %w: %w", err, errdefs.ErrUnavailable)
 	c.db.log.Error("database failed, refusing changes", slog.Any("error", err))
 }
 

@@ -201,6 +201,23 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestHalfFailedCommit: if it is not known what of a commit is on disk, there
+// are no more changes until a new start has read it.
+func TestHalfFailedCommit(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.Update(bg, addLease("x")))
+	w.must(w.committer.do(&job{ctx: bg, plain: func() { w.committer.fail(errors.New("fdatasync: input/output error")) }}))
+	err := w.Update(bg, addLease("y"))
+	if result(err) != "unavailable" || !strings.Contains(err.Error(), "input/output error") {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"x"}, leaseIDs(w)); diff != "" {
+		t.Error(diff)
+	}
+	w.restart()
+	w.must(w.Update(bg, addLease("y")))
+}
+
 func TestHooks(t *testing.T) {
 	w := newWorld(t)
 	garbage := make(chan struct{}, 10)

@@ -28,10 +28,13 @@ type operation struct {
 
 var ns = Scope{Namespace: "ns"}
 
-func operations() []operation {
-	leased := Scope{"ns", "lease"}
-	lease := func(w *world) { w.must(second(w.Leases(ns).Create(bg, "lease", nil))) }
-	native := func(w *world, s Scope) *Snapshots { return w.snapshotter(s, "native") }
+var leased = Scope{"ns", "lease"}
+
+func lease(w *world) { w.must(second(w.Leases(ns).Create(bg, "lease", nil))) }
+
+func native(w *world, s Scope) *Snapshots { return w.snapshotter(s, "native") }
+
+func contentOperations() []operation {
 	return []operation{
 		{
 			name: "content commit", setup: lease,
@@ -61,6 +64,11 @@ func operations() []operation {
 			do:    func(w *world) error { return w.Blobs(ns).Abort(bg, "ref") },
 			again: []string{"ok", "not_found"}, points: []string{commitPoint},
 		},
+	}
+}
+
+func snapshotOperations() []operation {
+	return []operation{
 		{
 			name: "snapshot prepare", setup: func(w *world) { lease(w); w.layer(native(w, ns), "base", "", nil) },
 			do:     func(w *world) error { return second(native(w, leased).Prepare(bg, "key", "base", nil)) },
@@ -87,6 +95,11 @@ func operations() []operation {
 			},
 			again: []string{"ok", "not_found"}, points: []string{"testdriver.remove.syncdir", commitPoint},
 		},
+	}
+}
+
+func otherOperations() []operation {
+	return []operation{
 		{
 			name: "container create", setup: func(*world) {},
 			do:    func(w *world) error { return second(w.Containers(ns).Create(bg, testContainer("c"))) },
@@ -130,7 +143,7 @@ func (w *world) settledOrFailed() {
 // TestTwoFates fails each durable step of each operation in both ways. A new
 // process then finds everything in order, and the operation succeeds.
 func TestTwoFates(t *testing.T) {
-	for _, op := range operations() {
+	for _, op := range slices.Concat(contentOperations(), snapshotOperations(), otherOperations()) {
 		w := newWorld(t)
 		op.setup(w)
 		fault.Reset()

@@ -165,7 +165,7 @@ func validResource(r *leases.Resource) error {
 	}
 	if kind == resourceContent {
 		if err := digest.Digest(r.Id).Validate(); err != nil {
-			return fmt.Errorf("lease: resource %q: %w (%w)", short(r.Id), errdefs.ErrInvalidArgument, err)
+			return fmt.Errorf("lease: resource %q: %w: %w", short(r.Id), err, errdefs.ErrInvalidArgument)
 		}
 	}
 	return text("lease: resource id", r.Id)

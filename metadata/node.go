@@ -101,7 +101,7 @@ func look(n node, value []byte) (facts, error) {
 	var f facts
 	err := f.read(n, value)
 	if err != nil {
-		return f, fmt.Errorf("%s row %q of namespace %q can't be read: %w (%w)", nodeBuckets[n.kind], named(n.key), n.ns, errdefs.ErrDataLoss, err)
+		return f, fmt.Errorf("%s row %q of namespace %q can't be read: %w: %w", nodeBuckets[n.kind], named(n.key), n.ns, err, errdefs.ErrDataLoss)
 	}
 	return f, nil
 }

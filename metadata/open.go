@@ -147,7 +147,7 @@ func openError(err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	return fmt.Errorf("the file is damaged; put a backup in its place: %w (%w)", errdefs.ErrDataLoss, err)
+	return fmt.Errorf("the file is damaged; put a backup in its place: %w: %w", err, errdefs.ErrDataLoss)
 }
 
 // checkVersion refuses what a newer program wrote.

@@ -75,7 +75,7 @@ func (t Table[M]) exists(key string) error {
 func (t Table[M]) decode(ns, key string, value []byte) (M, error) {
 	m := t.make()
 	if err := proto.Unmarshal(value, m); err != nil {
-		return m, fmt.Errorf("%s %q of namespace %q can't be read: %w (%w)", t.what, named(key), ns, errdefs.ErrDataLoss, err)
+		return m, fmt.Errorf("%s %q of namespace %q can't be read: %w: %w", t.what, named(key), ns, err, errdefs.ErrDataLoss)
 	}
 	return m, nil
 }
@@ -117,7 +117,7 @@ func (t Table[M]) Update(tx *Tx, ns, key string, m M) error {
 func (t Table[M]) put(tx *Tx, ns, key string, m M) error {
 	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
-		return fmt.Errorf("%s %q: %w (%w)", t.what, named(key), errdefs.ErrInvalidArgument, err)
+		return fmt.Errorf("%s %q: %w: %w", t.what, named(key), err, errdefs.ErrInvalidArgument)
 	}
 	if err := tx.put(t.bucket, t.key(ns, key), value); err != nil {
 		return fmt.Errorf("%s %q: %w", t.what, named(key), err)

@@ -117,7 +117,7 @@ func (tx *Tx) namespace(name string) (*namespaces.Namespace, bool, error) {
 		return ns, false, nil
 	}
 	if err := proto.Unmarshal(value, ns); err != nil {
-		return nil, true, fmt.Errorf("namespace %q can't be read: %w (%w)", name, errdefs.ErrDataLoss, err)
+		return nil, true, fmt.Errorf("namespace %q can't be read: %w: %w", name, err, errdefs.ErrDataLoss)
 	}
 	return ns, true, nil
 }
@@ -125,7 +125,7 @@ func (tx *Tx) namespace(name string) (*namespaces.Namespace, bool, error) {
 func (tx *Tx) putNamespace(ns *namespaces.Namespace) error {
 	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(ns)
 	if err != nil {
-		return fmt.Errorf("namespace %q: %w (%w)", ns.Name, errdefs.ErrInvalidArgument, err)
+		return fmt.Errorf("namespace %q: %w: %w", ns.Name, err, errdefs.ErrInvalidArgument)
 	}
 	return tx.put(namespacesBucket, []byte(ns.Name), value)
 }

@@ -27,7 +27,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if d == "" {
 		d = w.Digest()
 	} else if err := d.Validate(); err != nil {
-		return fmt.Errorf("commit ingest %q: expected digest %q: %w (%w)", short(w.ref), short(string(d)), errdefs.ErrFailedPrecondition, err)
+		return fmt.Errorf("commit ingest %q: expected digest %q: %w: %w", short(w.ref), short(string(d)), err, errdefs.ErrFailedPrecondition)
 	}
 	// From here on until the row is there nobody may remove these bytes.
 	db := w.blobs.db
