@@ -1,0 +1,183 @@
+package services
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	api "github.com/berthd/berth/api/berth/images/v1"
+	bimagesgrpc "github.com/berthd/berth/api/berth/images/v1/imagesgrpc"
+	diffapi "github.com/berthd/berth/api/services/diff/v1"
+	"github.com/berthd/berth/api/services/diff/v1/diffgrpc"
+	"github.com/berthd/berth/api/services/images/v1"
+	"github.com/berthd/berth/api/services/images/v1/imagesgrpc"
+	snapshotsapi "github.com/berthd/berth/api/services/snapshots/v1"
+	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
+	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/internal/testimage"
+)
+
+// archive is an OCI layout as a tar, with an image of so many layers.
+func archive(t *testing.T, name string, layers int) []byte {
+	t.Helper()
+	image := testimage.Image{Name: name}
+	for i := range layers {
+		layer, err := testimage.Layer(testimage.File{Name: fmt.Sprintf("f%d", i), Body: fmt.Sprintf("body %d", i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		image.Layers = append(image.Layers, layer)
+	}
+	layout, err := testimage.NewLayout(testimage.Gzip, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := layout.WriteTar(&out); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// importAll sends a whole archive before it reads the first answer.
+func importAll(t *testing.T, d *daemon, o *api.ImportOptions, data []byte) (made []*api.Imported, progress []*api.Progress, err error) {
+	t.Helper()
+	s, err := bimagesgrpc.NewImagesClient(d).Import(in(t, "ns"))
+	if err != nil {
+		return nil, nil, err
+	}
+	if o != nil {
+		if err := s.Send(&api.ImportRequest{Part: &api.ImportRequest_Options{Options: o}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for len(data) > 0 {
+		n := min(100, len(data)) // many small messages
+		if err := s.Send(&api.ImportRequest{Part: &api.ImportRequest_Data{Data: data[:n]}}); errors.Is(err, io.EOF) {
+			break // the answer says why
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		data = data[n:]
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	err = collectAll(s.Recv, func(e *api.ImportEvent) {
+		if i := e.GetImage(); i != nil {
+			made = append(made, i)
+		} else {
+			progress = append(progress, e.GetProgress())
+		}
+	})
+	return made, progress, err
+}
+
+func TestImport(t *testing.T) {
+	d := start(t)
+	made, progress, err := importAll(t, d, &api.ImportOptions{}, archive(t, "docker.io/library/many:1", 40))
+	if err != nil || len(made) != 1 || made[0].GetName() != "docker.io/library/many:1" || made[0].GetChainId() == "" {
+		t.Fatalf("made %v, error %v", made, err)
+	}
+	last := map[string]string{}
+	for _, p := range progress {
+		last[p.GetDigest()] = p.GetStatus()
+	}
+	unpacked := 0
+	for _, status := range last {
+		if status == "unpacked" {
+			unpacked++
+		}
+	}
+	if unpacked != 40 {
+		t.Errorf("%d objects of %d end as unpacked, want the 40 layers", unpacked, len(last))
+	}
+	i, err := imagesgrpc.NewImagesClient(d).Get(t.Context(), &images.GetImageRequest{Name: made[0].GetName()})
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("without a namespace: %v, error %v", i, err)
+	}
+	i, err = imagesgrpc.NewImagesClient(d).Get(in(t, "ns"), &images.GetImageRequest{Name: made[0].GetName()})
+	if err != nil || i.GetImage().GetTarget().GetDigest() != made[0].GetDigest() {
+		t.Errorf("the image is %v, error %v", i, err)
+	}
+	if _, err := snapshotsgrpc.NewSnapshotsClient(d).Stat(in(t, "ns"), &snapshotsapi.StatSnapshotRequest{Snapshotter: "native", Key: made[0].GetChainId()}); err != nil {
+		t.Errorf("its snapshot: %v", err)
+	}
+}
+
+func TestBadImports(t *testing.T) {
+	d := start(t)
+	good := archive(t, "docker.io/library/x:1", 2)
+	for name, c := range map[string]struct {
+		o    *api.ImportOptions
+		data []byte
+		want codes.Code
+	}{
+		"no options":       {nil, good, codes.InvalidArgument},
+		"no message":       {nil, nil, codes.InvalidArgument},
+		"nothing":          {&api.ImportOptions{}, nil, codes.InvalidArgument},
+		"no archive":       {&api.ImportOptions{}, bytes.Repeat([]byte("nonsense"), 1000), codes.InvalidArgument},
+		"half":             {&api.ImportOptions{}, good[:len(good)/2], codes.InvalidArgument},
+		"bad snapshotter":  {&api.ImportOptions{Snapshotter: "zfs"}, good, codes.InvalidArgument},
+		"another platform": {&api.ImportOptions{Platform: "plan9/mips"}, good, codes.NotFound},
+	} {
+		made, _, err := importAll(t, d, c.o, c.data)
+		if status.Code(err) != c.want || len(made) > 0 {
+			t.Errorf("%s: made %v, error %v, want %v", name, made, err, c.want)
+		}
+	}
+	list, err := imagesgrpc.NewImagesClient(d).List(in(t, "ns"), &images.ListImagesRequest{})
+	if err != nil || len(list.GetImages()) > 0 {
+		t.Errorf("left: %v, error %v", list, err)
+	}
+}
+
+func TestDiffApply(t *testing.T) {
+	d := start(t)
+	ctx := lease(t, d, "ns")
+	layer, err := testimage.Layer(testimage.File{Name: "a", Body: "from the layer"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := put(ctx, t, d, layer)
+	p, err := snapshotsgrpc.NewSnapshotsClient(d).Prepare(ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: "native", Key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := diffgrpc.NewDiffClient(d)
+	desc := &types.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar", Digest: blob.String(), Size: int64(len(layer))}
+	r, err := c.Apply(ctx, &diffapi.ApplyRequest{Diff: desc, Mounts: p.GetMounts(), SyncFs: true})
+	if err != nil || r.GetApplied().GetDigest() != blob.String() || r.GetApplied().GetSize() != int64(len(layer)) ||
+		r.GetApplied().GetMediaType() != "application/vnd.oci.image.layer.v1.tar" {
+		t.Errorf("applied %v, error %v", r, err)
+	}
+	if got, err := os.ReadFile(filepath.Join(p.GetMounts()[0].GetSource(), "a")); err != nil || string(got) != "from the layer" {
+		t.Errorf("the file is %q, error %v", got, err)
+	}
+	for name, x := range map[string]struct {
+		r    *diffapi.ApplyRequest
+		want codes.Code
+	}{
+		"nothing":      {&diffapi.ApplyRequest{}, codes.InvalidArgument},
+		"bad digest":   {&diffapi.ApplyRequest{Diff: &types.Descriptor{Digest: "x"}, Mounts: p.GetMounts()}, codes.InvalidArgument},
+		"no mounts":    {&diffapi.ApplyRequest{Diff: desc}, codes.InvalidArgument},
+		"unknown blob": {&diffapi.ApplyRequest{Diff: &types.Descriptor{Digest: "sha256:" + fmt.Sprintf("%064d", 1), MediaType: desc.MediaType}, Mounts: p.GetMounts()}, codes.NotFound},
+	} {
+		if err := lastErr(c.Apply(ctx, x.r)); status.Code(err) != x.want {
+			t.Errorf("%s: %v, want %v", name, err, x.want)
+		}
+	}
+	if err := lastErr(c.Apply(t.Context(), &diffapi.ApplyRequest{Diff: desc, Mounts: p.GetMounts()})); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("without a namespace: %v", err)
+	}
+	if err := lastErr(c.Diff(ctx, &diffapi.DiffRequest{})); status.Code(err) != codes.Unimplemented {
+		t.Errorf("diff: %v", err)
+	}
+}
