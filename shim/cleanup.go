@@ -99,6 +99,9 @@ func Cleanup(ctx context.Context, namespace, id, bundle string, config Config) (
 	if err := left.wait(ctx); err != nil {
 		return nil, fmt.Errorf("clean up task %q: %w", id, errors.Join(err, failed))
 	}
+	if err := removeGroups(bundle); err != nil {
+		config.Log.Warn("control groups left", "task", id, "error", err)
+	}
 	if err := config.Mounter.Unmount(filepath.Join(bundle, record.RootfsDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("clean up task %q: unmount rootfs: %w", id, err)
 	}

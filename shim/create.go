@@ -191,6 +191,9 @@ func (c *container) discard(ctx context.Context, p *process, pidFile string) err
 	if p.handle != nil {
 		err = errors.Join(err, c.shim.end(ctx, p.handle))
 	}
+	if gerr := removeGroups(c.bundle); gerr != nil {
+		err = errors.Join(err, gerr)
+	}
 	for _, name := range []string{pidFile, filepath.Join(p.dir, record.StartedFile)} {
 		if rerr := os.Remove(name); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			err = errors.Join(err, rerr)

@@ -1,6 +1,7 @@
 // Package cgroup owns reading control groups: where a process's groups are,
 // which processes are in them, and what they have used, encoded as the wire's
-// metrics. It makes and changes none; the OCI runtime does.
+// metrics. It makes and changes none; the OCI runtime does. It removes what a
+// runtime leaves.
 package cgroup
 
 import (
