@@ -87,6 +87,15 @@ func (m *marker) roots(ctx context.Context, tx *Tx) error {
 				m.back[named] = append(m.back[named], n)
 			}
 			if m.isRoot(n, f) {
+				m.marks[n] = full
+				m.step(tx, n, f)
+			}
+		}
+	}
+	// By now all back references are known, and what they name may be marked.
+	for named, objects := range m.back {
+		if m.marks[named] == full && tx.row(named) != nil {
+			for _, n := range objects {
 				m.mark(n, full)
 			}
 		}
