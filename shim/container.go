@@ -157,15 +157,21 @@ func (c *container) enter(ctx context.Context) error {
 func (c *container) exit() { <-c.lane }
 
 // call runs a call of the runtime which may leave processes behind; adopt, run
-// after it succeeded, makes them known before strays may be swept.
+// after it succeeded, makes them known before strays may be swept. After one
+// that failed there may be strays.
 func (s *Shim) call(do, adopt func() error) error {
+	err := s.callLocked(do, adopt)
+	if err != nil {
+		s.sweep()
+	}
+	return err
+}
+
+func (s *Shim) callLocked(do, adopt func() error) error {
 	s.spawning.RLock()
 	defer s.spawning.RUnlock()
-	if err := do(); err != nil {
+	if err := do(); err != nil || adopt == nil {
 		return err
-	}
-	if adopt == nil {
-		return nil
 	}
 	return adopt()
 }

@@ -69,7 +69,6 @@ func (c *container) startExec(ctx context.Context, p *process) (pid int, err err
 	err = c.run(ctx, p)
 	end(err, topicExecStarted, &apievents.TaskExecStarted{ContainerId: c.id, ExecId: p.id, Pid: uint32(p.pid)})
 	if err != nil {
-		c.shim.sweep()
 		return 0, fmt.Errorf("%s: %w", p.name(), err)
 	}
 	c.shim.config.Log.Debug("exec started", "task", c.id, "exec", p.id, "pid", p.pid)

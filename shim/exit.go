@@ -36,7 +36,9 @@ func (s *Shim) watch(p *process) {
 			s.config.Log.Error("exit unobserved", "task", p.c.id, "exec", p.id, "pid", p.pid, "error", err)
 		}
 		p.c.finish(p, e)
-		s.sweep()
+		if p.isInit() || !p.c.private {
+			s.sweep()
+		}
 		s.trim.later()
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,9 @@ type CLI struct {
 	Root          string // the runtime's state directory (--root); "" leaves its default
 	LogDir        string // where the runtime's log goes; "" is the working directory
 	SystemdCgroup bool   // --systemd-cgroup
+
+	// found is where the binary was the last time.
+	found atomic.Pointer[string]
 }
 
 // Stdio is what a call's process gets as its standard streams, and with Create

@@ -242,10 +242,42 @@ func TestContainerStdio(t *testing.T) {
 
 // TestEnvironment keeps what speaks to one process alone from the runtime.
 func TestEnvironment(t *testing.T) {
-	t.Setenv("NOTIFY_SOCKET", "/x")
-	t.Setenv("GOMAXPROCS", "1")
-	t.Setenv("KEPT", "yes")
+	// Set by TestMain, as the environment is read once.
 	if err := fake(t, `[ -z "$NOTIFY_SOCKET$GOMAXPROCS" ] && [ "$KEPT" = yes ] && [ -n "$PATH" ]`).Start(t.Context(), "id"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMain(m *testing.M) {
+	for name, value := range map[string]string{"NOTIFY_SOCKET": "/x", "GOMAXPROCS": "2", "KEPT": "yes"} {
+		if err := os.Setenv(name, value); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// TestBinaryMoves finds a runtime again that is elsewhere now, and says so when
+// it is gone.
+func TestBinaryMoves(t *testing.T) {
+	c := fake(t, "exit 0")
+	old := filepath.Dir(c.Binary)
+	c.Binary = "fakerun"
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", old+":"+path)
+	if err := c.Start(t.Context(), "id"); err != nil {
+		t.Fatal(err)
+	}
+	now := t.TempDir()
+	if err := os.Rename(filepath.Join(old, "fakerun"), filepath.Join(now, "fakerun")); err != nil {
+		t.Fatal(err)
+	}
+	var missing *MissingError
+	if err := c.Start(t.Context(), "id"); !errors.As(err, &missing) {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", now+":"+path)
+	if err := c.Start(t.Context(), "id"); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -92,11 +93,15 @@ func removeLog(path string) { _ = os.Remove(path) }
 
 // lookup finds the runtime's binary.
 func (c *CLI) lookup() (string, error) {
-	path, err := exec.LookPath(c.binary())
-	if err == nil {
-		return path, nil
+	if known := c.found.Load(); known != nil && unix.Access(*known, unix.X_OK) == nil {
+		return *known, nil
 	}
-	return "", &MissingError{Binary: c.binary(), Err: err}
+	path, err := exec.LookPath(c.binary())
+	if err != nil {
+		return "", &MissingError{Binary: c.binary(), Err: err}
+	}
+	c.found.Store(&path)
+	return path, nil
 }
 
 // spawn starts the process in a process group of its own and waits for it. If
@@ -155,9 +160,9 @@ func spawn(ctx context.Context, path string, argv []string, stdio Stdio) (unix.W
 // killGroup ends a process group. That it is gone already is what was wanted.
 func killGroup(pgid int) { _ = unix.Kill(-pgid, unix.SIGKILL) }
 
-// environment is what a runtime gets: ours, without what speaks to one process
-// alone.
-func environment() []string {
+// environment is what a runtime gets: ours as it was at the first call, without
+// what speaks to one process alone.
+var environment = sync.OnceValue(func() []string {
 	all := os.Environ()
 	env := all[:0:0]
 	for _, kv := range all {
@@ -169,7 +174,7 @@ func environment() []string {
 		}
 	}
 	return env
-}
+})
 
 // memoryFile makes a file that is nowhere but in memory. With a size, writes
 // beyond it fail.
