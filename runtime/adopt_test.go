@@ -120,8 +120,10 @@ func TestShimKilled(t *testing.T) {
 		t.Run(fmt.Sprintf("restart %t", restart), func(t *testing.T) {
 			m := newMachine(t)
 			d := m.start()
-			pid := d.run("a", script{Args: []string{"sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done"}})
+			ready := filepath.Join(m.dir, "ready")
+			pid := d.run("a", script{Args: []string{"sh", "-c", "trap 'exit 9' TERM; : >" + ready + "; while :; do sleep 0.01; done"}})
 			m.expect("/tasks/create a", "/tasks/start a")
+			m.eventually("ready", func() error { _, err := os.Stat(ready); return err })
 			if restart {
 				d.stop()
 			}
@@ -205,9 +207,7 @@ func TestBothKilled(t *testing.T) {
 	pid := d.run("a", script{})
 	m.expect("/tasks/create a", "/tasks/start a")
 	shim := d.shimPID("a")
-	if err := unix.Kill(shim, unix.SIGSTOP); err != nil { // so that it can't record the exit
-		t.Fatal(err)
-	}
+	m.freeze(shim) // so that it can't record the exit
 	_ = unix.Kill(pid, unix.SIGTERM)
 	_ = unix.Kill(shim, unix.SIGKILL)
 	d.verdict("a", "stopped")
@@ -234,7 +234,7 @@ func TestBothKilledWhileAway(t *testing.T) {
 	m.expect("/tasks/create a", "/tasks/start a")
 	shim := d.shimPID("a")
 	d.stop()
-	_ = unix.Kill(shim, unix.SIGSTOP)
+	m.freeze(shim)
 	_ = unix.Kill(pid, unix.SIGTERM)
 	_ = unix.Kill(shim, unix.SIGKILL)
 	m.ended(pid)

@@ -192,6 +192,23 @@ func (m *machine) soon(what string, condition func() error) bool {
 	}
 }
 
+// freeze stops a process, all threads of it.
+func (m *machine) freeze(pid int) {
+	m.t.Helper()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		m.t.Fatal(err)
+	}
+	m.eventually("process stopped", func() error {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, path := range threads {
+			if stat, err := os.ReadFile(path); err == nil && !bytes.Contains(stat, []byte(") T ")) {
+				return fmt.Errorf("%s", stat)
+			}
+		}
+		return nil
+	})
+}
+
 // lockedWriter serialises a daemon's log.
 type lockedWriter struct{ m *machine }
 

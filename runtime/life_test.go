@@ -273,9 +273,7 @@ func TestHungShim(t *testing.T) {
 	d.run("a", script{})
 	d.run("b", script{})
 	shim := d.shimPID("a")
-	if err := unix.Kill(shim, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	m.freeze(shim)
 	_, err := d.Get(t.Context(), testNS, &tasks.GetRequest{ContainerId: "a"})
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the shim did not tell its state within 500ms") {
 		t.Errorf("get: %v", err)

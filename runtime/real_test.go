@@ -173,12 +173,22 @@ func (d *daemon) runReal(id string, argv ...string) {
 	d.runStarted(id)
 }
 
+// ready waits until a container has made its file /ready.
+func (m *machine) ready(id string) {
+	m.t.Helper()
+	path := filepath.Join(m.dir, "layers", id, "fs", "ready")
+	m.eventually("ready", func() error { _, err := os.Stat(path); return err })
+}
+
 // TestRealRestart ends a container while there is no daemon, with the real shim.
 func TestRealRestart(t *testing.T) {
 	m := newRealMachine(t)
 	d := m.start()
-	d.runReal("a", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done")
+	d.runReal("a", "sh", "-c", "trap 'exit 7' TERM; : >/ready; while :; do sleep 0.02; done")
+	m.expect("/tasks/create a", "/tasks/start a")
 	d.runReal("b", "sleep", "1000")
+	m.expect("/tasks/create b", "/tasks/start b")
+	m.ready("a")
 	pid := int(d.Report()[0].PID)
 	d.stop()
 	if err := unix.Kill(pid, unix.SIGTERM); err != nil {
@@ -195,8 +205,7 @@ func TestRealRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.end("b", 137)
-	m.expect("/tasks/create a", "/tasks/start a", "/tasks/create b", "/tasks/start b",
-		"/tasks/exit a 7", "/tasks/delete a 7", "/tasks/exit b 137", "/tasks/delete b 137")
+	m.expect("/tasks/exit a 7", "/tasks/delete a 7", "/tasks/exit b 137", "/tasks/delete b 137")
 }
 
 // TestRealShimKilled kills the real shim: the container runs on, its status is
@@ -204,8 +213,9 @@ func TestRealRestart(t *testing.T) {
 func TestRealShimKilled(t *testing.T) {
 	m := newRealMachine(t)
 	d := m.start()
-	d.runReal("a", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.02; done")
+	d.runReal("a", "sh", "-c", "trap 'exit 9' TERM; : >/ready; while :; do sleep 0.02; done")
 	m.expect("/tasks/create a", "/tasks/start a")
+	m.ready("a")
 	d.stop()
 	m.killShim(d.find(testNS, "a").dir)
 	d = m.start()
