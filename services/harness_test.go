@@ -52,7 +52,7 @@ func start(t *testing.T, change ...func(*Config)) *daemon {
 	t.Helper()
 	leak.Check(t)
 	root := t.TempDir()
-	state, err := os.MkdirTemp("", "berth-services") // socket paths are short
+	state, err := os.MkdirTemp("", t.Name()) // shorter than TempDir, for socket paths
 	if err != nil {
 		t.Fatal(err)
 	}

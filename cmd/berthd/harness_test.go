@@ -45,7 +45,7 @@ func newPlace(t *testing.T) *place {
 	if os.Getuid() != 0 {
 		t.Skip("the daemon has to run as root")
 	}
-	dir, err := os.MkdirTemp("", "berthd") // socket paths are short
+	dir, err := os.MkdirTemp("", t.Name()) // shorter than TempDir, for socket paths; package leak knows by the name whose it is
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,7 @@ func serve(ctx context.Context, f *flags, errOut io.Writer) error {
 	// A reader of standard error that has gone must not take the daemon along.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop) // a second signal ends the daemon at once
 	defer stop()
 	r := &reloader{flags: f, running: cfg, level: dial, log: log, signals: make(chan os.Signal, 4)}
 	signal.Notify(r.signals, syscall.SIGHUP, syscall.SIGUSR1)
@@ -92,7 +93,13 @@ func (p *parts) run(ctx context.Context, r *reloader, errOut io.Writer) error {
 	notify(p.log, daemon.SdNotifyStopping)
 	p.log.Info("berthd stops; containers run on")
 	end()
-	return errors.Join(err, waitFor(&wg, p.cfg.Deadlines.Shutdown.Duration))
+	if late := waitFor(&wg, p.cfg.Deadlines.Shutdown.Duration); late != nil {
+		// To close the stores would be to wait for what does not end. They are
+		// whole at any moment: the end of the process does them no harm.
+		p.closers = nil
+		err = errors.Join(err, late)
+	}
+	return err
 }
 
 // waitFor waits for the daemon's own parts, but not for ever.

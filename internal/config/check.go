@@ -39,6 +39,9 @@ func (c *Config) Check() error {
 		{"deadlines.drain", atLeast(1, c.Deadlines.Drain.Duration)},
 		{"deadlines.shutdown", atLeast(1, c.Deadlines.Shutdown.Duration)},
 		{"deadlines.features", atLeast(1, c.Deadlines.Features.Duration)},
+		{"deadlines.create", atLeast(1, c.Deadlines.Create.Duration)},
+		{"deadlines.start", atLeast(1, c.Deadlines.Start.Duration)},
+		{"deadlines.delete", atLeast(1, c.Deadlines.Delete.Duration)},
 	}
 	var errs []error
 	for _, check := range checks {

@@ -78,6 +78,9 @@ type Deadline struct {
 	Drain    Duration `toml:"drain" comment:"On SIGTERM: for calls in flight to end."`
 	Shutdown Duration `toml:"shutdown" comment:"On SIGTERM, after that: for the daemon's own parts to end."`
 	Features Duration `toml:"features" comment:"For the OCI runtime to tell its features."`
+	Create   Duration `toml:"create" comment:"For a shim to start, mount a root file system and make the container."`
+	Start    Duration `toml:"start" comment:"For a container's process, or an exec, to start."`
+	Delete   Duration `toml:"delete" comment:"For a shim to remove a task, its output written to the end."`
 }
 
 // Values of Config.Sharing.
@@ -105,6 +108,9 @@ func Default() Config {
 			Drain:    Duration{5 * time.Second},
 			Shutdown: Duration{5 * time.Second},
 			Features: Duration{5 * time.Second},
+			Create:   Duration{2 * time.Minute},
+			Start:    Duration{time.Minute},
+			Delete:   Duration{time.Minute},
 		},
 	}
 }
