@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -174,6 +175,7 @@ func TestWhatKeepsItFromStarting(t *testing.T) {
 	}{
 		{"unknown key", command(t.Context(), t, p.args("--config", file("bad.toml", "[gc]\n\npause = 1\n"))...), `bad.toml:3: unknown key "gc.pause"`},
 		{"no such file", command(t.Context(), t, p.args("--config", filepath.Join(dir, "none"))...), "no such file"},
+		{"no flag", command(t.Context(), t, "--rot", "/x"), "flag provided but not defined: -rot; berthd -help lists the flags"},
 		{"no command", command(t.Context(), t, "sevre"), `"sevre" is not a command of berthd`},
 		{"long socket", command(t.Context(), t, p.args("--address", long)...), "at most 104"},
 		{"file for a root", command(t.Context(), t, "--root", file("f", ""), "--state", p.state), "root " + filepath.Join(dir, "f") + " can't be made"},
@@ -364,5 +366,28 @@ func TestPublish(t *testing.T) {
 		if out, err := publish(c.in, c.args...); err == nil || !strings.Contains(out, c.want) {
 			t.Errorf("publish %v: %v, it said %q, want %q", c.args, err, out, c.want)
 		}
+	}
+}
+
+// A log that nobody reads any more ends neither the daemon nor, by what they
+// inherit, any process in a container.
+func TestLogReaderGone(t *testing.T) {
+	p := newPlace(t)
+	r := p.start(t, "--log-level", "debug")
+	r.uuid(t)
+	if err := r.logPipe.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		r.uuid(t) // each call writes a line
+	}
+	status, err := os.ReadFile("/proc/" + itoa(r.Process.Pid) + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "SigIgn:")
+	ignored, err := strconv.ParseUint(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]), 16, 64)
+	if err != nil || ignored&(1<<(uint(syscall.SIGPIPE)-1)) != 0 {
+		t.Errorf("SIGPIPE is ignored (%x, error %v), and containers would inherit that", ignored, err)
 	}
 }

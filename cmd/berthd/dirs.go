@@ -36,7 +36,7 @@ func claim(c config.Config) (_ holds, err error) {
 		what, path string
 		mode       os.FileMode
 	}{{"root", c.Root, rootMode}, {"state", c.State, stateMode}} {
-		if err := durable.MkdirAll("daemon."+d.what, d.path, d.mode); err != nil {
+		if err := makeDir("daemon."+d.what, d.path, d.mode); err != nil {
 			return nil, fmt.Errorf("%s %s can't be made: %w", d.what, d.path, err)
 		}
 		lock, err := lockDir(d.what, d.path)
@@ -46,6 +46,14 @@ func claim(c config.Config) (_ holds, err error) {
 		h = append(h, lock)
 	}
 	return h, nil
+}
+
+// makeDir makes a directory, and parents that everybody may pass.
+func makeDir(op, path string, mode os.FileMode) error {
+	if err := durable.MkdirAll(op, filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return durable.MkdirAll(op, path, mode)
 }
 
 // Close lets another daemon in.

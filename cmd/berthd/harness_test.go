@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -151,8 +153,26 @@ type running struct {
 	*exec.Cmd
 	*grpc.ClientConn
 	out      *output
+	logPipe  *os.File // where its output is read from
 	notified chan string
 	took     time.Duration // from its start to READY
+}
+
+// pipe makes the daemon's output go to out, and gives the end that is its own.
+func (r *running) pipe(t *testing.T) *os.File {
+	t.Helper()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Stdout, r.Stderr, r.logPipe = write, write, read
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		_, _ = io.Copy(r.out, read) // until it has ended, or the test closes it
+	}()
+	t.Cleanup(func() { <-drained; read.Close() })
+	return write
 }
 
 // start runs a daemon until the test ends.
@@ -166,7 +186,7 @@ func (p *place) start(t *testing.T, more ...string) *running {
 		Cmd: command(context.Background(), t, p.args(more...)...), // Cleanup ends it
 		out: &output{changed: make(chan struct{})}, notified: make(chan string, 16),
 	}
-	r.Stdout, r.Stderr = r.out, r.out
+	logWrite := r.pipe(t)
 	r.Env = append(r.Env, "NOTIFY_SOCKET="+n.LocalAddr().String())
 	r.Cancel = func() error { return r.Process.Kill() }
 	done := make(chan struct{})
@@ -181,7 +201,7 @@ func (p *place) start(t *testing.T, more ...string) *running {
 		}
 	}()
 	began := time.Now()
-	if err := r.Start(); err != nil {
+	if err := errors.Join(r.Start(), logWrite.Close()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -34,19 +34,15 @@ type flags struct {
 	version                                bool
 }
 
-func (f *flags) set(out io.Writer) *flag.FlagSet {
+func (f *flags) set() *flag.FlagSet {
 	s := flag.NewFlagSet("berthd", flag.ContinueOnError)
-	s.SetOutput(out)
+	s.SetOutput(io.Discard) // run says what is wrong
 	s.StringVar(&f.config, "config", "", "configuration `file` (default "+config.DefaultPath+", if it is there)")
 	s.StringVar(&f.root, "root", "", "`directory` for what outlives the machine's power")
 	s.StringVar(&f.state, "state", "", "`directory` for what lives as long as the boot")
 	s.StringVar(&f.address, "address", "", "`path` of the socket to serve")
 	s.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error")
 	s.BoolVar(&f.version, "version", false, "print the version")
-	s.Usage = func() {
-		fmt.Fprint(out, usage)
-		s.PrintDefaults()
-	}
 	return s
 }
 
@@ -69,9 +65,6 @@ func (f *flags) load() (config.Config, error) {
 
 func main() {
 	if err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return
-		}
 		fmt.Fprintf(os.Stderr, "berthd: %v\n", err)
 		os.Exit(1)
 	}
@@ -79,9 +72,14 @@ func main() {
 
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) error {
 	f := &flags{}
-	set := f.set(errOut)
-	if err := set.Parse(args); err != nil {
-		return err
+	set := f.set()
+	if err := set.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(out, usage)
+		set.SetOutput(out)
+		set.PrintDefaults()
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("%w; berthd -help lists the flags", err)
 	}
 	if f.version {
 		_, err := fmt.Fprintln(out, version.Build().Line("berthd"))
@@ -91,7 +89,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	case "":
 		return serve(ctx, f, errOut)
 	case "publish":
-		return publish(ctx, f, set.Args()[1:], in, errOut)
+		return publish(ctx, f, set.Args()[1:], in)
 	case "config":
 		return configCommand(set.Args()[1:], f.config, out)
 	}

@@ -28,19 +28,16 @@ const (
 
 // publish sends the event on in, an Any, to the daemon. Shims that speak no
 // ttrpc run it.
-func publish(ctx context.Context, f *flags, args []string, in io.Reader, errOut io.Writer) error {
+func publish(ctx context.Context, f *flags, args []string, in io.Reader) error {
 	c, err := f.load()
 	if err != nil {
 		return err
 	}
 	set := flag.NewFlagSet("berthd publish", flag.ContinueOnError)
-	set.SetOutput(errOut)
+	set.SetOutput(io.Discard)
 	topic := set.String("topic", "", "`topic` of the event, such as /tasks/exit")
 	namespace := set.String("namespace", "", "`namespace` of the event")
-	if err := set.Parse(args); err != nil {
-		return err
-	}
-	if *topic == "" || *namespace == "" || set.NArg() > 0 {
+	if err := set.Parse(args); err != nil || *topic == "" || *namespace == "" || set.NArg() > 0 {
 		return errors.New("usage: berthd [--address SOCKET] publish --topic TOPIC --namespace NS < EVENT")
 	}
 	event, err := readEvent(in)

@@ -18,10 +18,12 @@ import (
 	"github.com/berthd/berth/internal/config"
 	"github.com/berthd/berth/internal/obs"
 	"github.com/berthd/berth/internal/socket"
+	"github.com/berthd/berth/internal/version"
 )
 
 // serve runs the daemon until a signal or ctx ends it.
 func serve(ctx context.Context, f *flags, errOut io.Writer) error {
+	began := time.Now()
 	cfg, err := f.load()
 	if err != nil {
 		return err
@@ -32,7 +34,9 @@ func serve(ctx context.Context, f *flags, errOut io.Writer) error {
 	}
 	log, dial := obs.Logger(errOut, level, cfg.Log.Format)
 	// A reader of standard error that has gone must not take the daemon along.
-	signal.Ignore(syscall.SIGPIPE)
+	// The signal is caught and not ignored: containers would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	syscall.Umask(0o022) // whoever starts the daemon: modes below state matter
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop) // a second signal ends the daemon at once
 	defer stop()
@@ -45,7 +49,7 @@ func serve(ctx context.Context, f *flags, errOut io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(p.run(ctx, r, errOut), p.close())
+	return errors.Join(p.run(ctx, r, errOut, began), p.close())
 }
 
 // limitMemory keeps the idle daemon small. What the environment says to Go's
@@ -61,8 +65,7 @@ func limitMemory(m config.Memory) {
 
 // run listens, tells whoever started the daemon that it is ready, and serves
 // until ctx ends.
-func (p *parts) run(ctx context.Context, r *reloader, errOut io.Writer) error {
-	began := time.Now()
+func (p *parts) run(ctx context.Context, r *reloader, errOut io.Writer, began time.Time) error {
 	owner := socket.Options{Mode: 0o660, UID: p.cfg.GRPC.UID, GID: p.cfg.GRPC.GID}
 	forGRPC, err := socket.Listen(p.cfg.GRPC.Address, owner)
 	if err != nil {
@@ -87,7 +90,7 @@ func (p *parts) run(ctx context.Context, r *reloader, errOut io.Writer) error {
 	wg.Go(func() {
 		debug.FreeOSMemory() // what the start needed
 	})
-	p.log.Info("berthd serves", "address", p.cfg.GRPC.Address, "pid", os.Getpid(), obs.Took(began))
+	p.log.Info("berthd serves", "address", p.cfg.GRPC.Address, "pid", os.Getpid(), "version", version.String(), obs.Took(began))
 	notify(p.log, daemon.SdNotifyReady)
 	err = p.server.Serve(ctx, forGRPC, forTTRPC)
 	notify(p.log, daemon.SdNotifyStopping)
