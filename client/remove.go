@@ -42,32 +42,49 @@ func (c *Client) Remove(ctx context.Context, id string, force bool) error {
 	return nil
 }
 
+// removeTries bounds how often RemoveTask with force goes about it.
+const removeTries = 3
+
 // RemoveTask removes the task of a container, and the fifos that a client of
 // this kind made for it. That there is no task is no error. force is as for
 // Remove.
 func (c *Client) RemoveTask(ctx context.Context, id string, force bool) error {
-	got, err := c.Tasks().Get(ctx, &tasks.GetRequest{ContainerId: id})
-	if errdefs.IsNotFound(err) {
-		return nil
+	for try := 1; ; try++ {
+		got, err := c.Tasks().Get(ctx, &tasks.GetRequest{ContainerId: id})
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("state of container %q: %w", id, err)
+		}
+		state := got.GetProcess()
+		err = c.removeTask(ctx, id, state.GetStatus(), force)
+		if err == nil {
+			return c.removeFIFOs(id, state.GetStdin(), state.GetStdout(), state.GetStderr())
+		}
+		// A start that was given up may come to its end in between.
+		if !force || try == removeTries || ctx.Err() != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("state of container %q: %w", id, err)
-	}
-	state := got.GetProcess()
-	switch state.GetStatus() {
+}
+
+// removeTask removes a task that was in a state a moment ago.
+func (c *Client) removeTask(ctx context.Context, id string, status task.Status, force bool) error {
+	switch status {
 	case task.Status_STOPPED, task.Status_CREATED:
 	default:
 		if !force {
-			return fmt.Errorf("container %q is %s: %w", id, strings.ToLower(state.GetStatus().String()), errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("container %q is %s: %w", id, strings.ToLower(status.String()), errdefs.ErrFailedPrecondition)
 		}
-		if err := c.killTask(ctx, id, state.GetStatus()); err != nil {
+		if err := c.killTask(ctx, id, status); err != nil {
 			return err
 		}
 	}
 	if _, err := c.Tasks().Delete(ctx, &tasks.DeleteTaskRequest{ContainerId: id}); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete the task of container %q: %w", id, err)
 	}
-	return c.removeFIFOs(id, state.GetStdin(), state.GetStdout(), state.GetStderr())
+	return nil
 }
 
 // killTask kills all processes of a container and waits for the first one's end.

@@ -241,6 +241,28 @@ func TestRemoveNeedsForce(t *testing.T) {
 	}
 }
 
+// TestRemoveWhileItStarts: a start that its caller gave up may come to its end
+// after the state was asked for.
+func TestRemoveWhileItStarts(t *testing.T) {
+	d, c := withImage(t)
+	start(t, d, c, "c1", nil)
+	d.Fail("Tasks/Delete", fakedaemon.Fate{Err: errors.New("cannot delete a running process"), Once: true})
+	if err := c.Remove(t.Context(), "c1", true); err != nil {
+		t.Error(err)
+	}
+	if left := d.Left(); left != nil {
+		t.Errorf("left: %v", left)
+	}
+	start(t, d, c, "c2", nil)
+	d.Fail("Tasks/Delete", fakedaemon.Fate{Err: errors.New("boom")})
+	if err := c.Remove(t.Context(), "c2", true); err == nil || !strings.Contains(err.Error(), "boom") {
+		t.Errorf("got %v", err)
+	}
+	if got := len(d.Calls("Tasks/Delete")); got != 2+removeTries {
+		t.Errorf("%d tries", got)
+	}
+}
+
 // TestRemoveTakesFIFOs: the client that made them may have been killed.
 func TestRemoveTakesFIFOs(t *testing.T) {
 	d, c := withImage(t)

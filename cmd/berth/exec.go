@@ -64,7 +64,7 @@ func (a *app) exec(f *execFlags, ref string, args []string) error {
 	defer p.close()
 	c, err := a.dial(p.ctx)
 	if err != nil {
-		return err
+		return p.refused(err, "")
 	}
 	defer c.Close()
 	container, state, err := findRunning(p.ctx, c, ref)

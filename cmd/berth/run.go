@@ -62,7 +62,7 @@ func (a *app) run(f *runFlags, image string, args []string) error {
 	defer p.close()
 	c, err := a.dial(p.ctx)
 	if err != nil {
-		return err
+		return p.refused(err, "")
 	}
 	defer c.Close()
 	if f.detach {

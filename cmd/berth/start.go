@@ -86,12 +86,12 @@ func (a *app) startAttached(ref string, interactive bool) error {
 	defer p.close()
 	c, err := a.dial(p.ctx)
 	if err != nil {
-		return err
+		return p.refused(err, "")
 	}
 	defer c.Close()
 	container, err := findContainer(p.ctx, c, ref)
 	if err != nil {
-		return err
+		return p.refused(err, "")
 	}
 	s, err := container.Spec()
 	if err != nil {
@@ -103,7 +103,7 @@ func (a *app) startAttached(ref string, interactive bool) error {
 	}
 	running, err := clear(p.ctx, c, container)
 	if err != nil {
-		return err
+		return p.refused(err, "")
 	}
 	if running {
 		return hint(fmt.Errorf("container %q runs already", container.ID()), "`berth exec` runs a further command in it")
