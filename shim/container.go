@@ -153,8 +153,8 @@ func (c *container) enter(ctx context.Context) error {
 	}
 }
 
-// exit gives the lane back.
-func (c *container) exit() { <-c.lane }
+// leave gives the lane back.
+func (c *container) leave() { <-c.lane }
 
 // call runs a call of the runtime which may leave processes behind; adopt, run
 // after it succeeded, makes them known before strays may be swept. After one

@@ -18,7 +18,7 @@ func (c *container) startInit(ctx context.Context) (pid int, err error) {
 	if err := c.enter(ctx); err != nil {
 		return 0, err
 	}
-	defer c.exit()
+	defer c.leave()
 	p := c.init
 	end, err := c.beginStart(p)
 	if err != nil {
@@ -71,7 +71,7 @@ func (c *container) pause(ctx context.Context) error {
 	if err := c.enter(ctx); err != nil {
 		return err
 	}
-	defer c.exit()
+	defer c.leave()
 	p := c.init
 	c.mu.Lock()
 	err := p.permit(Pause)
@@ -100,7 +100,7 @@ func (c *container) resume(ctx context.Context) error {
 	if err := c.enter(ctx); err != nil {
 		return err
 	}
-	defer c.exit()
+	defer c.leave()
 	p := c.init
 	if err := c.permit(p, Resume); err != nil {
 		return err
@@ -122,7 +122,7 @@ func (c *container) update(ctx context.Context, resources []byte) error {
 	if err := c.enter(ctx); err != nil {
 		return err
 	}
-	defer c.exit()
+	defer c.leave()
 	if err := c.permit(c.init, Update); err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (c *container) delete(ctx context.Context) (report, error) {
 	if err := c.enter(ctx); err != nil {
 		return report{}, err
 	}
-	defer c.exit()
+	defer c.leave()
 	p := c.init
 	c.mu.Lock()
 	_, action, err := p.table().step(p.state, Delete)

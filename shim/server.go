@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -28,6 +29,10 @@ type Server struct {
 	answered chan struct{}
 	told     atomic.Bool
 }
+
+// answerTime bounds the wait for the last answer to be written. A client that has
+// hung up gets none.
+const answerTime = time.Second
 
 // The versions of the task API. Their messages are the same on the wire.
 var serviceNames = [...]string{"containerd.task.v2.Task", "containerd.task.v3.Task"}
@@ -59,7 +64,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, last func()) error {
 		return fmt.Errorf("serve task API: %w", err)
 	case <-s.shim.Left():
 	}
-	<-s.answered
+	within(answerTime, s.answered)
 	last()
 	err := s.ttrpc.Close()
 	<-failed
