@@ -58,7 +58,16 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	defer removeGroups()
 	return m.Run()
+}
+
+// removeGroups removes the cgroup above those of the containers.
+func removeGroups() {
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/berth-shim-test")
+	for _, dir := range append(groups, "/sys/fs/cgroup/berth-shim-test") {
+		_ = os.Remove(dir) // what is in use, or was never made, stays
+	}
 }
 
 func build(path string) error {
