@@ -24,6 +24,8 @@ import (
 	"github.com/berthd/berth/api/services/containers/v1/containersgrpc"
 	"github.com/berthd/berth/api/services/content/v1"
 	"github.com/berthd/berth/api/services/content/v1/contentgrpc"
+	"github.com/berthd/berth/api/services/introspection/v1"
+	"github.com/berthd/berth/api/services/introspection/v1/introspectiongrpc"
 	"github.com/berthd/berth/api/services/leases/v1"
 	"github.com/berthd/berth/api/services/leases/v1/leasesgrpc"
 	"github.com/berthd/berth/api/services/namespaces/v1"
@@ -32,6 +34,8 @@ import (
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
 	"github.com/berthd/berth/api/services/tasks/v1"
 	"github.com/berthd/berth/api/services/tasks/v1/tasksgrpc"
+	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/protobuf"
 )
 
 func TestLogLivesAsLongAsItsContainer(t *testing.T) {
@@ -314,5 +318,38 @@ func TestServerDrains(t *testing.T) {
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s is still there: %v", path, err)
 		}
+	}
+}
+
+// A call that does not even end when it is cancelled holds nothing up.
+func TestServerLeavesAStuckCall(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	d := start(t, func(c *Config) {
+		c.Drain = 50 * time.Millisecond
+		c.RuntimeInfo = func(context.Context, *types.RuntimeRequest) (*types.RuntimeInfo, error) {
+			close(entered)
+			<-release
+			return &types.RuntimeInfo{}, nil
+		}
+	})
+	options, err := protobuf.MarshalAny(&types.RuntimeRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan error, 1)
+	go func() {
+		_, err := introspectiongrpc.NewIntrospectionClient(d).PluginInfo(context.Background(), &introspection.PluginInfoRequest{
+			Type: "io.containerd.runtime.v2", Id: "task", Options: options,
+		})
+		answered <- err
+	}()
+	<-entered
+	if err := d.stop(); err == nil || !strings.Contains(err.Error(), "still at work") {
+		t.Errorf("serve: %v", err)
+	}
+	d.stop = func() error { return nil } // what it said is as it should be
+	close(release)
+	if err := <-answered; status.Code(err) != codes.Unavailable {
+		t.Errorf("the call: %v", err)
 	}
 }

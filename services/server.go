@@ -90,7 +90,7 @@ func New(c Config) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.UnaryInterceptor(e.unary), grpc.StreamInterceptor(e.stream), grpc.UnknownServiceHandler(unknown),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
-		grpc.ConnectionTimeout(20*time.Second),
+		grpc.ConnectionTimeout(20*time.Second), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	s.register(c, uint64(pidns.Ino))
@@ -152,7 +152,9 @@ func methods(g *grpc.Server) map[string]bool {
 }
 
 // Serve answers calls from both listeners, which it closes, until ctx ends.
-// Then it lets calls in flight end, within the bound that Config.Drain sets.
+// Then it lets calls in flight end, within the bound that Config.Drain sets,
+// and cancels those that do not. An error means that it could not serve, or
+// that calls are at work even so: what they stand on must not be closed then.
 func (s *Server) Serve(ctx context.Context, forGRPC, forTTRPC net.Listener) error {
 	defer s.stop()
 	failed := make(chan error, 2)
@@ -166,7 +168,9 @@ func (s *Server) Serve(ctx context.Context, forGRPC, forTTRPC net.Listener) erro
 		left--
 		err = fmt.Errorf("serve: %w", err)
 	}
-	s.end()
+	if stuck := s.end(); stuck != nil {
+		return errors.Join(err, stuck)
+	}
 	for range left {
 		<-failed // told to end; why it did says nothing new
 	}
@@ -175,29 +179,54 @@ func (s *Server) Serve(ctx context.Context, forGRPC, forTTRPC net.Listener) erro
 
 // end drains both servers: first the calls of clients, as they may still wait
 // for events from shims.
-func (s *Server) end() {
+func (s *Server) end() error {
 	s.health.Shutdown()
 	s.stop()
+	err := s.endGRPC()
+	s.endTTRPC()
+	return err
+}
+
+// endGRPC waits for the calls of clients, then cancels those that are left, and
+// tells if some do not end even so.
+func (s *Server) endGRPC() error {
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
 		s.grpc.GracefulStop()
 	}()
+	if s.within(drained) {
+		return nil
+	}
+	s.log.Warn("calls in flight did not end in time and are cut off", "bound", s.drain)
+	go s.grpc.Stop()
+	if s.within(drained) {
+		return nil
+	}
+	return fmt.Errorf("calls that were cut off are still at work after %s", s.drain)
+}
+
+// endTTRPC lets events that are on their way in arrive.
+func (s *Server) endTTRPC() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	err := s.ttrpc.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = s.ttrpc.Close()
+	}
+	if err != nil {
+		s.log.Warn("ttrpc server", "error", err)
+	}
+}
+
+// within tells whether done is closed before the bound for draining has passed.
+func (s *Server) within(done <-chan struct{}) bool {
 	timer := time.NewTimer(s.drain)
 	defer timer.Stop()
 	select {
-	case <-drained:
+	case <-done:
+		return true
 	case <-timer.C:
-		s.log.Warn("calls in flight did not end in time and are cut off", "bound", s.drain)
-		s.grpc.Stop()
-		<-drained
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if err := s.ttrpc.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		s.log.Warn("ttrpc server", "error", err)
-	}
-	if err := s.ttrpc.Close(); err != nil {
-		s.log.Warn("ttrpc server", "error", err)
+		return false
 	}
 }

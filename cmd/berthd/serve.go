@@ -96,11 +96,11 @@ func (p *parts) run(ctx context.Context, r *reloader, errOut io.Writer, began ti
 	notify(p.log, daemon.SdNotifyStopping)
 	p.log.Info("berthd stops; containers run on")
 	end()
-	if late := waitFor(&wg, p.cfg.Deadlines.Shutdown.Duration); late != nil {
+	err = errors.Join(err, waitFor(&wg, p.cfg.Deadlines.Shutdown.Duration))
+	if err != nil {
 		// To close the stores would be to wait for what does not end. They are
 		// whole at any moment: the end of the process does them no harm.
 		p.closers = nil
-		err = errors.Join(err, late)
 	}
 	return err
 }
