@@ -27,8 +27,16 @@ func (t *Tasks) orphaned(k *task, reason string) {
 	if err := k.hold(k.init, k.view().init); err != nil {
 		t.cfg.Log.Warn("no handle on the container's process", "namespace", k.ns, "id", k.id, "error", err)
 	}
-	k.set(lost, reason, nil)
-	t.announce(k, t.orphans(k), nil)
+	t.announce(k, t.standWithoutShim(k, lost, reason), nil)
+}
+
+// standWithoutShim changes the standing of a task whose shim is dead, and looks
+// after its execs: before, since from then on one that nobody looks after counts
+// as unknown, and after, for those that somebody began to wait for meanwhile.
+func (t *Tasks) standWithoutShim(k *task, s standing, reason string) []ended {
+	ends := t.orphans(k)
+	k.set(s, reason, nil)
+	return append(ends, t.orphans(k)...)
 }
 
 // guard waits for init's end in place of its shim.
@@ -56,10 +64,9 @@ func (t *Tasks) conclude(k *task, reason string) record.Exit {
 		v.exit = &exit
 		k.exited(exit)
 	}
-	ends := append(t.orphans(k), ended{"", *v.exit})
 	// First the standing, then the news: who hears of the end may act on it.
-	k.set(stopped, reason, nil)
-	t.announce(k, ends, v.exit)
+	ends := t.standWithoutShim(k, stopped, reason)
+	t.announce(k, append(ends, ended{"", *v.exit}), v.exit)
 	return *v.exit
 }
 
