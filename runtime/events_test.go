@@ -1,0 +1,88 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	apievents "github.com/berthd/berth/api/events"
+	"github.com/berthd/berth/api/types"
+)
+
+// record notes an event.
+func (m *machine) record(line string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.events = append(m.events, line)
+	close(m.bell)
+	m.bell = make(chan struct{})
+}
+
+// describe writes an event as the vectors do.
+func describe(topic string, event proto.Message) string {
+	switch e := event.(type) {
+	case *apievents.TaskExit:
+		return fmt.Sprintf("%s %s %d", topic, e.Id, e.ExitStatus)
+	case *apievents.TaskDelete:
+		return fmt.Sprintf("%s %s %d", topic, e.ContainerId, e.ExitStatus)
+	case *apievents.TaskExecAdded:
+		return topic + " " + e.ExecId
+	case *apievents.TaskExecStarted:
+		return topic + " " + e.ExecId
+	case interface{ GetContainerId() string }:
+		return topic + " " + e.GetContainerId()
+	}
+	return topic
+}
+
+func (m *machine) forward(_ context.Context, e *types.Envelope) error {
+	m.mu.Lock()
+	refuse := m.refuse
+	m.mu.Unlock()
+	if refuse {
+		return errors.New("no")
+	}
+	event, err := anypb.UnmarshalNew(&anypb.Any{TypeUrl: "x/" + e.Event.TypeUrl, Value: e.Event.Value}, proto.UnmarshalOptions{})
+	if err != nil {
+		return err
+	}
+	m.record(describe(e.Topic, event))
+	return nil
+}
+
+func (m *machine) publish(_ context.Context, ns, topic string, event proto.Message) {
+	if ns != testNS {
+		m.t.Errorf("event in namespace %q", ns)
+	}
+	m.record(describe(topic, event))
+}
+
+// expect waits until the events are those, no more and no less, and forgets them.
+func (m *machine) expect(want ...string) {
+	m.t.Helper()
+	deadline := time.After(patience)
+	for {
+		m.mu.Lock()
+		got, bell := slices.Clone(m.events), m.bell
+		if len(got) >= len(want) {
+			m.events = nil
+		}
+		m.mu.Unlock()
+		if len(got) >= len(want) {
+			if !slices.Equal(got, want) {
+				m.t.Fatalf("events: %q, want %q", got, want)
+			}
+			return
+		}
+		select {
+		case <-bell:
+		case <-deadline:
+			m.t.Fatalf("events: %q, want %q", got, want)
+		}
+	}
+}
