@@ -1,5 +1,5 @@
 // Package budget holds a report to golden numbers: what a daemon may take at
-// most, by the median of a metric or by its ratio to the limit.
+// most, by the median of a metric, or by its ratio to the limit or to the other daemon.
 package budget
 
 import (
@@ -21,8 +21,12 @@ type Budget struct {
 	Scenario string  `toml:"scenario"` // where it is measured
 	Metric   string  `toml:"metric"`   // what is measured there
 	Max      float64 `toml:"max"`      // in the metric's unit
-	// TimesLimit makes Max a multiple of the limit's median.
-	TimesLimit bool `toml:"times_limit"`
+	// TimesLimit makes Max a multiple of the limit: of the sum of its medians of
+	// these metrics of the scenario.
+	TimesLimit []string `toml:"times_limit"`
+	// TimesOther makes Max a multiple of the other daemon's median of the same
+	// metric, where there is another.
+	TimesOther bool `toml:"times_other"`
 }
 
 // Load reads a file of budgets.
@@ -79,19 +83,40 @@ func (b Budget) check(rep *report.Report, label string) (verdict, detail string)
 	}
 	value := m.Series[label].Summary.Median
 	unit := m.Unit
-	if b.TimesLimit {
-		limit := m.Series[report.Limit]
-		if limit == nil || limit.Summary.Median == 0 {
-			return failed, fmt.Sprintf("no limit of %q in %s: run with -limit", b.Metric, b.Scenario)
+	switch {
+	case len(b.TimesLimit) > 0:
+		limit, missing := limitOf(s, b.TimesLimit)
+		if missing != "" {
+			return failed, fmt.Sprintf("no limit of %q in %s: run with -limit", missing, b.Scenario)
 		}
-		value /= limit.Summary.Median
+		value /= limit
 		unit = "times the limit"
+	case b.TimesOther:
+		other := m.Series[report.Other]
+		if other == nil || other.Summary.Median == 0 {
+			return notRun, "no other daemon beside it"
+		}
+		value /= other.Summary.Median
+		unit = "times the other daemon's"
 	}
 	verdict = passed
 	if value > b.Max {
 		verdict = failed
 	}
 	return verdict, fmt.Sprintf("%s %s, at most %s", number(value), unit, number(b.Max))
+}
+
+// limitOf adds up the limit's medians of some metrics, or names one that has
+// none.
+func limitOf(s *report.Scenario, metrics []string) (sum float64, missing string) {
+	for _, name := range metrics {
+		m := s.Metric(name)
+		if m == nil || m.Series[report.Limit] == nil || m.Series[report.Limit].Summary.Median == 0 {
+			return 0, name
+		}
+		sum += m.Series[report.Limit].Summary.Median
+	}
+	return sum, ""
 }
 
 // number writes a figure with at most two decimals.

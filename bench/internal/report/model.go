@@ -14,6 +14,9 @@ import (
 // Limit is the series name of the baseline that runs without any daemon.
 const Limit = "limit"
 
+// Other is the series name of the daemon that the first one, "A", is compared to.
+const Other = "B"
+
 // Direction says which way a metric improves.
 type Direction string
 
