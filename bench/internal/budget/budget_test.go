@@ -55,8 +55,8 @@ func TestCheck(t *testing.T) {
 func TestLoad(t *testing.T) {
 	for text, ok := range map[string]bool{
 		"[[budget]]\nname='a'\nscenario='s'\nmetric='m'\nmax=1.5\ntimes_limit=['m']\ntimes_other=false\n": true,
-		"[[budget]]\nname='a'\nscenario='s'\nmetric='m'\n":                            false,
-		"[[budget]]\nname='a'\nscenario='s'\nmetric='m'\nmax=1\nmaximum=2\n":          false,
+		"[[budget]]\nname='a'\nscenario='s'\nmetric='m'\n":                                                false,
+		"[[budget]]\nname='a'\nscenario='s'\nmetric='m'\nmax=1\nmaximum=2\n":                              false,
 		"": false,
 	} {
 		path := filepath.Join(t.TempDir(), "b.toml")
