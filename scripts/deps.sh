@@ -57,6 +57,7 @@ debian_ctr() {
 
 tests() {
 	have gcc || apt gcc libc6-dev
+	have crun || apt crun
 	have skopeo || apt skopeo
 	have umoci || apt umoci
 	have ip || apt iproute2
