@@ -16,6 +16,7 @@ import (
 const (
 	tempPrefix = "berth-mount-"
 	tempRoot   = "root"
+	tempTries  = 20 // to make them beside the sweeps of others
 )
 
 // WithTemp mounts mounts at a temporary directory, calls do with it, and takes
@@ -25,24 +26,38 @@ func WithTemp(ctx context.Context, mounts []Mount, do func(root string) error) (
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", tempPrefix)
+	dir, hold, err := makeTemp()
 	if err != nil {
 		return fmt.Errorf("make a temporary mount point: %w", err)
-	}
-	hold, err := lockTemp(dir)
-	if err != nil {
-		return errors.Join(fmt.Errorf("lock %q: %w", dir, err), os.Remove(dir))
 	}
 	defer hold.Close()
-	root := filepath.Join(dir, tempRoot)
 	defer func() { err = errors.Join(err, removeTemp(dir)) }()
-	if err := os.Mkdir(root, 0o700); err != nil {
-		return fmt.Errorf("make a temporary mount point: %w", err)
-	}
+	root := filepath.Join(dir, tempRoot)
 	if err := All(mounts, root); err != nil {
 		return err
 	}
 	return do(root)
+}
+
+// makeTemp makes the two directories and takes the lock that keeps them. The
+// sweep of another process may take away what it finds before the lock: then
+// there is another try.
+func makeTemp() (dir string, hold *os.File, err error) {
+	for range tempTries {
+		if dir, err = os.MkdirTemp("", tempPrefix); err != nil {
+			return "", nil, err
+		}
+		if hold, err = lockTemp(dir); err == nil {
+			if err = os.Mkdir(filepath.Join(dir, tempRoot), 0o700); err == nil {
+				return dir, hold, nil
+			}
+			hold.Close()
+		}
+		if failed := os.Remove(dir); failed != nil && !errors.Is(failed, os.ErrNotExist) {
+			err = errors.Join(err, failed)
+		}
+	}
+	return "", nil, err
 }
 
 // SweepTemp unmounts and removes what WithTemp of processes that are dead has
@@ -99,8 +114,10 @@ func removeTemp(dir string) error {
 	if err := UnmountAll(root); err != nil {
 		return err
 	}
-	if err := os.Remove(root); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	for _, path := range []string{root, dir} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
-	return os.Remove(dir)
+	return nil
 }
