@@ -15,6 +15,7 @@ import (
 	"github.com/berthd/berth/images"
 	"github.com/berthd/berth/internal/config"
 	"github.com/berthd/berth/internal/logs"
+	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/internal/version"
 	"github.com/berthd/berth/metadata"
 	"github.com/berthd/berth/runtime"
@@ -39,6 +40,11 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	p.opened(held)
 	if err := setEnvironment(cfg); err != nil {
 		return nil, err
+	}
+
+	// What a daemon that was killed has left mounted is in nobody's way.
+	if err := mount.SweepTemp(); err != nil {
+		log.Warn("temporary mounts of a process that is dead stay", "error", err)
 	}
 
 	// Mechanisms and truth: what there is by name.
