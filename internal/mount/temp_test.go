@@ -28,7 +28,7 @@ func TestWithTempBesideSweeps(t *testing.T) {
 			}
 		})
 	}
-	for range 300 {
+	for range 100 {
 		err := WithTemp(context.Background(), []Mount{tmpfs}, func(root string) error { return os.WriteFile(root+"/f", nil, 0o600) })
 		if err != nil {
 			t.Error(err)
