@@ -54,6 +54,8 @@ type machine struct {
 	cpu       []time.Duration // see TestLatency
 	shims     []int           // of daemons that have ended: they stay children of the test, which reaps them
 
+	expected string // the last event that expect has seen
+
 	mu     sync.Mutex
 	events []string
 	bell   chan struct{} // closed and replaced at each event
@@ -69,7 +71,6 @@ type daemon struct {
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	leak.Check(t)
 	base := "/tmp/runtime"
 	if err := os.MkdirAll(base, 0o755); err != nil {
 		t.Fatal(err)
@@ -78,6 +79,7 @@ func newMachine(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	leak.Check(t, dir)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -23,12 +23,12 @@ const patience = 5 * time.Second
 // the first line of a test.
 //
 // Mounts belong to all processes in the mount namespace, and go test runs the
-// tests of several packages at once. So what is mounted below the temporary
-// directory of another test is left out, and what appears only after the test
-// has ended.
-func Check(t testing.TB) {
+// tests of several packages at once. So of mounts only those count that lie
+// where the test may mount: in temporary directories that have its name, as
+// t.TempDir makes them, in those of mount.WithTemp, and in dirs.
+func Check(t testing.TB, dirs ...string) {
 	t.Helper()
-	check(t, func() (snapshot, error) { return look(t.Name()) })
+	check(t, func() (snapshot, error) { return look(t.Name(), dirs...) })
 }
 
 // CheckProcess is Check without mounts: for tests that mount nothing.
@@ -88,7 +88,7 @@ const mountSort = "mount"
 // sorts are the things that are looked at, in the order of the report.
 var sorts = []struct {
 	name string
-	list func(test string) (map[string]string, error)
+	list func(own places) (map[string]string, error)
 }{
 	{"goroutine", goroutines},
 	{"child process", children},
@@ -97,10 +97,11 @@ var sorts = []struct {
 }
 
 // look lists what there is as far as it can be the named test's.
-func look(test string) (snapshot, error) {
+func look(test string, dirs ...string) (snapshot, error) {
+	own := placesOf(test, dirs)
 	s := snapshot{}
 	for _, sort := range sorts {
-		list, err := sort.list(test)
+		list, err := sort.list(own)
 		if err != nil {
 			return nil, fmt.Errorf("list each %s: %w", sort.name, err)
 		}

@@ -120,17 +120,21 @@ func TestCheck(t *testing.T) {
 
 func TestMountsOfOtherTests(t *testing.T) {
 	tmp := os.TempDir()
+	own := placesOf("TestThis/sub", []string{"/run/mine"})
 	for path, want := range map[string]bool{
-		tmp + "/TestThat123/001":      true,
-		tmp + "/TestThis123/001/x":    false,
-		tmp + "/TestThissub123/001/x": false,
-		tmp + "/FuzzThat1/001":        true,
-		tmp + "/berth-mount-1":        false,
-		"/mnt/TestThat":               false,
+		tmp + "/TestThat123/001":      false,
+		tmp + "/TestThis123/001/x":    true,
+		tmp + "/TestThissub123/001/x": true,
+		tmp + "/FuzzThat1/001":        false,
+		tmp + "/berth-mount-1":        true,
+		"/mnt/TestThis":               false,
+		"/run/mine/a/b":               true,
+		"/run/mine":                   false,
+		"/run/mineral":                false,
 		tmp:                           false,
 	} {
-		if got := foreign(path, "TestThis/sub"); got != want {
-			t.Errorf("%s: foreign %v, want %v", path, got, want)
+		if got := own.hold(path); got != want {
+			t.Errorf("%s: own %v, want %v", path, got, want)
 		}
 	}
 	// What appears after the test has ended is not the test's.

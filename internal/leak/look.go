@@ -7,13 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 // goroutines lists those of this process but the caller's own and those that
 // the runtime, the testing package and os/signal keep.
-func goroutines(string) (map[string]string, error) {
+func goroutines(places) (map[string]string, error) {
 	buf := make([]byte, 1<<16)
 	for {
 		n := runtime.Stack(buf, true)
@@ -60,7 +61,7 @@ func lasting(stack string) bool {
 
 // children lists the processes whose parent is this one, zombies included. The
 // start time is part of the identity, as pids come again.
-func children(string) (map[string]string, error) {
+func children(places) (map[string]string, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -99,7 +100,7 @@ func parseStat(line string) (name, state, parent, start string, ok bool) {
 
 // mounts lists those of this process's mount namespace, by mount id, but not
 // those that are another test's; see proc_pid_mountinfo(5).
-func mounts(test string) (map[string]string, error) {
+func mounts(own places) (map[string]string, error) {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
@@ -107,32 +108,38 @@ func mounts(test string) (map[string]string, error) {
 	list := map[string]string{}
 	for line := range strings.Lines(string(data)) {
 		const pointField = 4
-		if fields := strings.Fields(line); len(fields) > pointField && !foreign(fields[pointField], test) {
+		if fields := strings.Fields(line); len(fields) > pointField && own.hold(fields[pointField]) {
 			list[fields[0]] = strings.TrimSpace(line)
 		}
 	}
 	return list, nil
 }
 
-// foreign tells whether path lies in the temporary directory of a test, as
-// testing.TB makes it, but not of this one or of a subtest of it.
-func foreign(path, test string) bool {
-	rest, ok := strings.CutPrefix(path, filepath.Clean(os.TempDir())+"/")
-	if !ok {
-		return false
-	}
+// places are the beginnings of paths at which a test may mount.
+type places []string
+
+// tempMounts starts the names of the directories of mount.WithTemp.
+const tempMounts = "berth-mount-"
+
+// placesOf gives the places of a test, or of the test that it is a subtest of.
+func placesOf(test string, dirs []string) places {
 	test, _, _ = strings.Cut(test, "/")
-	for _, kind := range []string{"Test", "Benchmark", "Fuzz"} {
-		if strings.HasPrefix(rest, kind) {
-			return !strings.HasPrefix(rest, test)
-		}
+	temp := filepath.Clean(os.TempDir()) + "/"
+	own := places{temp + test, temp + tempMounts}
+	for _, dir := range dirs {
+		own = append(own, filepath.Clean(dir)+"/")
 	}
-	return false
+	return own
+}
+
+// hold tells whether path lies in one of the places.
+func (p places) hold(path string) bool {
+	return slices.ContainsFunc(p, func(start string) bool { return strings.HasPrefix(path, start) })
 }
 
 // files lists the open file descriptors, but those of the Go runtime's poller
 // and of this listing.
-func files(string) (map[string]string, error) {
+func files(places) (map[string]string, error) {
 	const dir = "/proc/self/fd"
 	entries, err := os.ReadDir(dir)
 	if err != nil {
