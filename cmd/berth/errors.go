@@ -130,13 +130,25 @@ func (a *app) hints(ran *cobra.Command, err error) []string {
 	}
 	switch {
 	case errdefs.IsUnavailable(err):
-		return []string{"the daemon went away or is starting; its log says more (journalctl -u berth)"}
+		return []string{unavailableHint(err.Error())}
 	case errdefs.IsNotImplemented(err) && strings.Contains(err.Error(), "unknown service berth."):
 		return []string{fmt.Sprintf("what listens at %s is not berthd, or an older one; `berth version` tells", a.address)}
 	case strings.Contains(err.Error(), "seccomp"):
 		return []string{"if the OCI runtime has no seccomp, run with --seccomp unconfined"}
 	}
 	return nil
+}
+
+// unavailableHint tells what is away, the daemon or the shim of a container, by
+// the texts of package runtime.
+func unavailableHint(text string) string {
+	switch {
+	case strings.Contains(text, "runs on without its shim"):
+		return "the container runs on, but nothing more can be run in it: `berth kill`, `berth stop` and `berth rm -f` work"
+	case strings.Contains(text, "the shim "), strings.Contains(text, "its shim "):
+		return "its shim died or does not answer; `berth ps -a` tells how the container is, the daemon's log why (journalctl -u berth)"
+	}
+	return "the daemon went away or is starting; its log says more (journalctl -u berth)"
 }
 
 // dialHints says how to get at a daemon that does not answer.
