@@ -18,7 +18,8 @@ import (
 // daemonInfo is the JSON of info.
 type daemonInfo struct {
 	Address      string   `json:"address"`
-	Version      string   `json:"version"`
+	Version      string   `json:"version"`     // the daemon's own; empty: it is not berthd
+	API          string   `json:"api_version"` // level of containerd's API that it speaks
 	Revision     string   `json:"revision"`
 	UUID         string   `json:"uuid"`
 	PID          uint64   `json:"daemon_pid"`
@@ -42,8 +43,8 @@ func (a *app) infoCommand() *cobra.Command {
 		Use:   "info",
 		Short: "Tell about the daemon",
 		Long: "Tell about the daemon and what is in the namespace.\n\n" +
-			"JSON: an object with address, version, revision, uuid, daemon_pid, namespace, namespaces, containers, running,\n" +
-			"images, snapshotters, broken.",
+			"JSON: an object with address, version, api_version, revision, uuid, daemon_pid, namespace, namespaces,\n" +
+			"containers, running, images, snapshotters, broken.",
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
@@ -70,8 +71,9 @@ func readInfo(ctx context.Context, c *client.Client) (*daemonInfo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
+	own, api := ownVersion(v.GetVersion())
 	info := &daemonInfo{
-		Address: c.Address(), Version: v.GetVersion(), Revision: v.GetRevision(),
+		Address: c.Address(), Version: own, API: api, Revision: v.GetRevision(),
 		UUID: server.GetUuid(), PID: server.GetPid(), Namespace: c.Namespace(),
 		Namespaces: []string{}, Snapshotters: []string{}, Broken: []broken{},
 	}
@@ -122,6 +124,7 @@ func (a *app) infoTable(info *daemonInfo) error {
 	lines := [][2]string{
 		{"address", info.Address},
 		{"version", info.Version},
+		{"containerd API", info.API},
 		{"revision", info.Revision},
 		{"uuid", info.UUID},
 		{"daemon pid", fmt.Sprint(info.PID)},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/signal"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -27,8 +28,16 @@ type clientVersion struct {
 
 // serverVersion is what the daemon says of itself.
 type serverVersion struct {
+	Version  string `json:"version"`     // its own; empty: it is not berthd
 	API      string `json:"api_version"` // level of containerd's API that it speaks
 	Revision string `json:"revision"`
+}
+
+// ownVersion parts, in what the Version service of berthd answers, the daemon's
+// own version from the level of the API. Another daemon has the latter alone.
+func ownVersion(answer string) (own, api string) {
+	api, own, _ = strings.Cut(answer, "+berth.")
+	return own, api
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -36,7 +45,8 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Tell the versions of berth and of the daemon",
 		Long: "Tell the versions of berth and of the daemon.\n\n" +
-			"JSON: an object with client (version, revision) and server (api_version, revision); server is null if it does not answer.",
+			"JSON: an object with client (version, revision) and server (version, api_version,\n" +
+			"revision). server is null if it does not answer; its version is empty if it is not berthd.",
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
@@ -61,7 +71,8 @@ func (a *app) serverBuild(ctx context.Context) (*serverVersion, error) {
 	if err != nil {
 		return nil, fmt.Errorf("version of the daemon: %w", err)
 	}
-	return &serverVersion{API: v.GetVersion(), Revision: v.GetRevision()}, nil
+	own, api := ownVersion(v.GetVersion())
+	return &serverVersion{Version: own, API: api, Revision: v.GetRevision()}, nil
 }
 
 func (a *app) writeVersions(v versions) error {
@@ -70,7 +81,8 @@ func (a *app) writeVersions(v versions) error {
 	}
 	fmt.Fprintf(a.out, "berth    %s, revision %s\n", v.Client.Version, or(v.Client.Revision, "unknown"))
 	if v.Server != nil {
-		fmt.Fprintf(a.out, "daemon   API %s, revision %s\n", v.Server.API, or(v.Server.Revision, "unknown"))
+		fmt.Fprintf(a.out, "daemon   %s, revision %s\nAPI      containerd %s\n",
+			or(v.Server.Version, "not berthd"), or(v.Server.Revision, "unknown"), v.Server.API)
 	}
 	return nil
 }
