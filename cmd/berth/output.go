@@ -4,9 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // Values of --format.
@@ -26,11 +30,32 @@ func writeJSON(w io.Writer, v any) error {
 	return encoder.Encode(v)
 }
 
+// columnGap is the space between the columns of a table, in characters.
+const columnGap = 3
+
+// columns is how wide a terminal is, in characters; 0: it is none.
+func columns(f *os.File) int {
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
+}
+
+// width is that of the longest cell of a column, in characters.
+func width(rows [][]string, column int) int {
+	longest := 0
+	for _, row := range rows {
+		longest = max(longest, utf8.RuneCountInString(row[column]))
+	}
+	return longest
+}
+
 // table writes rows in columns, with a head of capitals.
 type table struct{ w *tabwriter.Writer }
 
 func newTable(w io.Writer, head ...string) *table {
-	t := &table{tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)}
+	t := &table{tabwriter.NewWriter(w, 0, 8, columnGap, ' ', 0)}
 	t.row(head...)
 	return t
 }

@@ -11,8 +11,12 @@ import (
 	"github.com/berthd/berth/client"
 )
 
-// maxCommand is how much of a command a table shows, in characters.
-const maxCommand = 40
+// How much of a command a table shows, in characters: at most, and at least
+// however narrow the terminal is: that is as wide as the head.
+const (
+	maxCommand = 40
+	minCommand = len("COMMAND")
+)
 
 func (a *app) psCommand() *cobra.Command {
 	var all, quiet bool
@@ -54,13 +58,31 @@ func (a *app) ps(ctx context.Context, c *client.Client, all, quiet bool) error {
 	case a.json():
 		return writeJSON(a.out, shown)
 	}
-	return a.psTable(shown)
+	return a.psTable(shown, columns(a.out))
 }
 
-func (a *app) psTable(states []containerState) error {
-	t := newTable(a.out, "CONTAINER", "IMAGE", "COMMAND", "CREATED", "STATUS")
+// psTable writes the table. On a terminal, that is with columns above 0, the
+// commands are cut so that its lines fit.
+func (a *app) psTable(states []containerState, columns int) error {
+	const command = 2
+	rows := [][]string{{"CONTAINER", "IMAGE", "COMMAND", "CREATED", "STATUS"}}
 	for _, s := range states {
-		t.row(s.ID, or(familiar(s.Image), "-"), shorten(strings.Join(s.Command, " "), maxCommand), a.humanAge(s.CreatedAt), a.humanStatus(s))
+		rows = append(rows, []string{s.ID, or(familiar(s.Image), "-"), strings.Join(s.Command, " "), a.humanAge(s.CreatedAt), a.humanStatus(s)})
+	}
+	room := maxCommand
+	if columns > 0 {
+		room = columns
+		for i := range rows[0] {
+			if i != command {
+				room -= width(rows, i)
+			}
+		}
+		room = min(max(room-columnGap*(len(rows[0])-1), minCommand), maxCommand)
+	}
+	t := newTable(a.out, rows[0]...)
+	for _, row := range rows[1:] {
+		row[command] = shorten(row[command], room)
+		t.row(row...)
 	}
 	return t.flush()
 }

@@ -82,12 +82,14 @@ func TestPSTable(t *testing.T) {
 	defer out.Close()
 	a := &app{out: out, now: func() time.Time { return now }}
 	seven, at := uint32(7), now.Add(-time.Minute)
-	err = a.psTable([]containerState{
+	states := []containerState{
 		{ID: "one", Image: "docker.io/library/busybox:latest", Command: []string{"sh", "-c", "a\tb\nc"}, Status: statusRunning, CreatedAt: now.Add(-time.Hour)},
 		{ID: "a-longer-one", Command: []string{"a very long command that nobody wants to read to its end"}, Status: statusExited, ExitStatus: &seven, ExitedAt: &at, CreatedAt: now},
-	})
-	if err != nil {
-		t.Fatal(err)
+	}
+	for _, columns := range []int{0, 85, 20} { // of no terminal, of one, of one that is too narrow
+		if err := a.psTable(states, columns); err != nil {
+			t.Fatal(err)
+		}
 	}
 	got, err := os.ReadFile(out.Name())
 	if err != nil {
@@ -96,7 +98,13 @@ func TestPSTable(t *testing.T) {
 	want := "" +
 		"CONTAINER      IMAGE            COMMAND                                    CREATED      STATUS\n" +
 		"one            busybox:latest   sh -c a b c                                1 hour ago   running\n" +
-		"a-longer-one   -                a very long command that nobody wants t…   just now     exited (7) 1 minute ago\n"
+		"a-longer-one   -                a very long command that nobody wants t…   just now     exited (7) 1 minute ago\n" +
+		"CONTAINER      IMAGE            COMMAND          CREATED      STATUS\n" +
+		"one            busybox:latest   sh -c a b c      1 hour ago   running\n" +
+		"a-longer-one   -                a very long c…   just now     exited (7) 1 minute ago\n" +
+		"CONTAINER      IMAGE            COMMAND   CREATED      STATUS\n" +
+		"one            busybox:latest   sh -c …   1 hour ago   running\n" +
+		"a-longer-one   -                a very…   just now     exited (7) 1 minute ago\n"
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
