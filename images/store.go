@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// leaseTime is how long the objects of an import or unpacking are safe from
-	// collection if the daemon dies in the middle of it.
+	// leaseTime bounds how long the objects of an import or unpacking are safe
+	// from collection. Should the daemon die in the middle of it, Sweep is sooner.
 	leaseTime = 24 * time.Hour
 	// undoTime bounds the clean-up after a failure.
 	undoTime = 30 * time.Second
@@ -95,6 +95,7 @@ func (s *Store) leased(ctx context.Context, scope metadata.Scope, do func(metada
 	}
 	leases := s.DB.Leases(scope)
 	lease, err := leases.Create(ctx, "", map[string]string{
+		labels.Import:   "true",
 		labels.GCExpire: time.Now().Add(leaseTime).UTC().Format(time.RFC3339),
 	})
 	if err != nil {

@@ -80,6 +80,9 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 		Delay: cfg.GC.ScheduleDelay.Duration, Budget: cfg.GC.PauseThreshold,
 	}
 	store := &images.Store{DB: st.db, Platform: platforms.DefaultSpec(), Snapshotter: st.drivers.standard(cfg.Snapshotter), Log: log}
+	if err := store.Sweep(ctx); err != nil {
+		log.Warn("what imports have left that were cut off stays for a day", "error", err)
+	}
 	runtimes := &features{binary: cfg.Runtime.Binary, deadline: cfg.Deadlines.Features.Duration}
 
 	// Surface: the services.

@@ -56,6 +56,10 @@ const (
 	GCRefOther    = "containerd.io/gc.ref.content."                 // + N: any other child
 )
 
+// Import marks a lease of the daemon's own, which ends with an import or with
+// the daemon.
+const Import = "io.berth.import"
+
 // Labels of content.
 const (
 	Uncompressed       = "containerd.io/uncompressed"         // digest of the uncompressed layer, its diff id
