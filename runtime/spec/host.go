@@ -10,6 +10,8 @@ import (
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/sys"
 )
 
 // Host is what a spec depends on of the machine that runs the container.
@@ -18,6 +20,7 @@ type Host struct {
 	Seccomp      bool     // the kernel has seccomp filters
 	Capabilities []string // those that this process may pass on, as "CAP_KILL"
 	Hostname     string
+	OOMScore     int                 // oom_score_adj of this process
 	NetworkFiles []string            // the host's files that belong to its network
 	Devices      []specs.LinuxDevice // for privileged containers; ReadHost leaves it to HostDevices
 }
@@ -44,6 +47,9 @@ func ReadHost() (Host, error) {
 	h.Seccomp = !errors.Is(err, unix.EINVAL)
 	if h.Capabilities, err = bounding(); err != nil {
 		return Host{}, err
+	}
+	if h.OOMScore, err = sys.OOMScore(os.Getpid()); err != nil {
+		return Host{}, fmt.Errorf("read our own oom score: %w", err)
 	}
 	return h, nil
 }

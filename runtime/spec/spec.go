@@ -71,7 +71,11 @@ func Build(o Options, config imagespec.ImageConfig, root *Root, host Host) (*spe
 	if !path.IsAbs(cwd) {
 		return nil, fmt.Errorf("working directory %q is not absolute: %w", cwd, errdefs.ErrInvalidArgument)
 	}
+	// Without a score of its own it would have the daemon's, which may be guarded
+	// from the kernel's choice. Ours is one that can be set on this host.
+	score := max(host.OOMScore, 0)
 	s.Process = &specs.Process{
+		OOMScoreAdj:     &score,
 		Terminal:        o.Terminal,
 		User:            user,
 		Args:            args,

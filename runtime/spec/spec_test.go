@@ -53,12 +53,13 @@ func TestBuildDefault(t *testing.T) {
 			Effective: []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID"},
 			Permitted: []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID"},
 		},
+		OOMScoreAdj: new(int),
 	}
 	if diff := cmp.Diff(want, s.Process); diff != "" {
 		t.Errorf("process (-want +got):\n%s", diff)
 	}
-	if s.Process.OOMScoreAdj != nil || s.Process.Rlimits != nil {
-		t.Error("oom score or rlimits are set: not every host lets them be")
+	if s.Process.Rlimits != nil {
+		t.Error("rlimits are set: not every host lets them be")
 	}
 	if len(s.Linux.Resources.Devices) != 1 || s.Linux.Resources.Devices[0].Allow {
 		t.Errorf("device rules %v do not deny everything first", s.Linux.Resources.Devices)
@@ -90,6 +91,18 @@ func mountAt(s *specs.Spec, destination string) *specs.Mount {
 		}
 	}
 	return nil
+}
+
+// TestOOMScore: a container never gets the score that guards the daemon, nor
+// one that its user could not have set.
+func TestOOMScore(t *testing.T) {
+	for own, want := range map[int]int{-999: 0, 0: 0, 500: 500} {
+		host := testHost()
+		host.OOMScore = own
+		if got := *build(t, Options{}, imagespec.ImageConfig{}, host).Process.OOMScoreAdj; got != want {
+			t.Errorf("score %d of our own: %d, want %d", own, got, want)
+		}
+	}
 }
 
 func TestBuildCgroup2(t *testing.T) {
