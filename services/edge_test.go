@@ -203,10 +203,12 @@ func callStream(conn *grpc.ClientConn) error {
 }
 
 func TestFullDiskIsResourceExhausted(t *testing.T) {
-	err := wire(fmt.Errorf("write content: %w", &os.PathError{Op: "write", Path: "/x", Err: unix.ENOSPC}))
+	bare := fmt.Errorf("write content: %w", &os.PathError{Op: "write", Path: "/x", Err: unix.ENOSPC})
 	want := "write content: write /x: no space left on device: resource exhausted"
-	if st := status.Convert(err); st.Code() != codes.ResourceExhausted || st.Message() != want || len(st.Details()) > 0 {
-		t.Errorf("got %v", err)
+	for name, err := range map[string]error{"bare": bare, "of that kind": fmt.Errorf("%w: %w", bare, errdefs.ErrResourceExhausted)} {
+		if st := status.Convert(wire(err)); st.Code() != codes.ResourceExhausted || st.Message() != want || len(st.Details()) > 0 {
+			t.Errorf("%s: got %v", name, wire(err))
+		}
 	}
 }
 

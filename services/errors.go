@@ -3,6 +3,7 @@ package services
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -19,7 +20,8 @@ func wire(err error) error {
 		return nil
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		err = fmt.Errorf("%s: %w", err, errdefs.ErrResourceExhausted)
+		text := strings.TrimSuffix(err.Error(), ": "+errdefs.ErrResourceExhausted.Error())
+		err = fmt.Errorf("%s: %w", text, errdefs.ErrResourceExhausted)
 	}
 	return errgrpc.ToGRPC(err)
 }

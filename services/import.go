@@ -1,6 +1,7 @@
 package services
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	api "github.com/berthd/berth/api/berth/images/v1"
 	"github.com/berthd/berth/api/berth/images/v1/imagesgrpc"
 	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/metadata"
 )
 
 type importService struct {
@@ -41,12 +43,10 @@ func (s *importService) Import(stream importStream) error {
 	if o == nil {
 		return fmt.Errorf("import: first message has no options: %w", errdefs.ErrInvalidArgument)
 	}
-	events := newImportEvents(stream)
-	made, err := s.store.Import(ctx, sc, &importReader{stream: stream}, images.ImportOptions{
+	made, err := s.load(ctx, sc, stream, images.ImportOptions{
 		Name: o.GetName(), Snapshotter: o.GetSnapshotter(), Platform: o.GetPlatform(),
 		AllPlatforms: o.GetAllPlatforms(), NoUnpack: o.GetNoUnpack(),
-	}, events.progress)
-	events.end()
+	})
 	if err != nil {
 		return err
 	}
@@ -59,6 +59,13 @@ func (s *importService) Import(stream importStream) error {
 		}
 	}
 	return nil
+}
+
+// load imports what the client sends. All progress is sent when it returns.
+func (s *importService) load(ctx context.Context, sc metadata.Scope, stream importStream, o images.ImportOptions) ([]images.Imported, error) {
+	events := newImportEvents(stream)
+	defer events.end()
+	return s.store.Import(ctx, sc, &importReader{stream: stream}, o, events.progress)
 }
 
 // importReader reads the data of the messages of a stream.

@@ -2,6 +2,7 @@ package services
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	grpcmetadata "google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	api "github.com/berthd/berth/api/berth/images/v1"
@@ -21,6 +23,7 @@ import (
 	snapshotsapi "github.com/berthd/berth/api/services/snapshots/v1"
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
 	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/internal/leak"
 	"github.com/berthd/berth/internal/testimage"
 )
 
@@ -180,4 +183,29 @@ func TestDiffApply(t *testing.T) {
 	if err := lastErr(c.Diff(ctx, &diffapi.DiffRequest{})); status.Code(err) != codes.Unimplemented {
 		t.Errorf("diff: %v", err)
 	}
+}
+
+// endlessImport is a client that has sent its options.
+type endlessImport struct {
+	importStream
+	ctx context.Context
+}
+
+func (s endlessImport) Context() context.Context { return s.ctx }
+
+func (s endlessImport) Recv() (*api.ImportRequest, error) {
+	return &api.ImportRequest{Part: &api.ImportRequest_Options{Options: &api.ImportOptions{}}}, nil
+}
+
+// An import that panics, which costs the call and not the daemon, leaves
+// nothing at work.
+func TestImportThatPanics(t *testing.T) {
+	leak.CheckProcess(t)
+	defer func() {
+		if recover() == nil {
+			t.Error("the test wants a panic")
+		}
+	}()
+	ctx := withScope(grpcmetadata.NewIncomingContext(t.Context(), grpcmetadata.Pairs(namespaceHeader, "ns")))
+	t.Error((&importService{}).Import(endlessImport{ctx: ctx}))
 }
