@@ -157,7 +157,8 @@ func TestApplyRefuses(t *testing.T) {
 		"read-only":      {mediaType: ociGzip, mounts: bind(t.TempDir(), "ro"), want: errdefs.ErrInvalidArgument, text: "read-only"},
 		"view": {mediaType: ociGzip, mounts: []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a:/b"}}},
 			want: errdefs.ErrInvalidArgument, text: "read-only"},
-		"missing": {mediaType: ociGzip, mounts: bind("/none/such"), want: os.ErrNotExist, text: "/none/such"},
+		"relative": {mediaType: ociGzip, mounts: bind("none/such"), want: errdefs.ErrInvalidArgument, text: "absolute"},
+		"missing":  {mediaType: ociGzip, mounts: bind("/none/such"), want: os.ErrNotExist, text: "/none/such"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.blob == nil {

@@ -23,7 +23,10 @@ func onto(ctx context.Context, mounts []mount.Mount, do func(root string, form a
 		if slices.Contains(m.Options, "ro") {
 			return fmt.Errorf("mount of %q is read-only: %w", m.Source, errdefs.ErrInvalidArgument)
 		}
-		if isBind(m) && filepath.IsAbs(m.Source) {
+		if isBind(m) {
+			if !filepath.IsAbs(m.Source) {
+				return fmt.Errorf("source %q of a bind mount is not an absolute path: %w", m.Source, errdefs.ErrInvalidArgument)
+			}
 			return do(m.Source, form)
 		}
 		// In a user namespace the kernel's rules for marks in an upper directory
