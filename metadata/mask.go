@@ -57,7 +57,7 @@ func maskLabels(path, field string, stored *map[string]string, given map[string]
 
 // badPath is the error for a path of a mask that what does not have.
 func badPath(what, path string) error {
-	return fmt.Errorf("update mask: a %s has no path %q that can be changed: %w", what, short(path), errdefs.ErrInvalidArgument)
+	return fmt.Errorf("update mask: %s: there is no path %q that can be changed: %w", what, short(path), errdefs.ErrInvalidArgument)
 }
 
 // updateLabels applies a mask that may name nothing but labels.
