@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -111,6 +112,48 @@ func TestForwardRefused(t *testing.T) {
 	m.expect("/tasks/create a", "/tasks/start a", "/tasks/exit a 2")
 	d.end("a", 2)
 	m.expect("/tasks/delete a 2")
+}
+
+// TestShimDying looks at a bundle whose shim is about to end: nobody listens on
+// its socket any more, but the process is not dead yet. That must not count as a
+// shim that may still be there.
+func TestShimDying(t *testing.T) {
+	m := newMachine(t)
+	d := m.start()
+	d.run("a", script{Args: []string{"sleep", "1000"}})
+	k := d.find(testNS, "a")
+	own := d.shimPID("a")
+
+	// A process that ends a moment after it was looked at stands for the shim.
+	dying := exec.Command("sleep", "0.1")
+	if err := dying.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dying.Wait() }()
+	stat, err := sys.ReadStat(dying.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := record.Shim{Version: record.Version, PID: dying.Process.Pid, StartTime: stat.StartTime, Socket: k.socket}
+	if err := record.Write("test", k.dir, record.ShimFile, r); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(k.socket); err != nil {
+		t.Fatal(err)
+	}
+	f, _ := d.gather(t.Context(), k)
+	if v, reason := judge(f); v != verdictLost {
+		t.Errorf("%s (%s): %v", v, reason, f)
+	}
+
+	if err := unix.Kill(own, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	d.verdict("a", "shim-lost")
+	if err := d.kill("a", 9); err != nil {
+		t.Fatal(err)
+	}
+	d.end("a", 137)
 }
 
 // TestShimKilled kills the shim: the container runs on, can be killed, and its

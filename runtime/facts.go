@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -123,6 +124,9 @@ func (t *Tasks) gather(ctx context.Context, k *task) (facts, *conn) {
 		f.Holds = true
 		k.setStatus(state.GetStatus())
 	}
+	if f.Dial == refused && r.shim != nil {
+		awaitDeath(ctx, *r.shim)
+	}
 	// The shim may have gone on between: what it wrote last counts.
 	if f.Dial != answered || !f.Holds {
 		r = readRecords(k.dir)
@@ -136,6 +140,31 @@ func (t *Tasks) gather(ctx context.Context, k *task) (facts, *conn) {
 		f.Init = lifeOf(r.started.PID, r.started.StartTime)
 	}
 	return f, c
+}
+
+// dyingTime bounds how long a shim whose socket is closed may take to be dead
+// before it counts as one that lives without its socket.
+const dyingTime = 500 * time.Millisecond
+
+// awaitDeath waits for the death of a shim on whose socket nobody listens. The
+// kernel closes the files of a process that ends before the process is dead:
+// who looks between finds neither a shim nor proof of its death, and would keep
+// the task as unknown until the next try.
+func awaitDeath(ctx context.Context, s record.Shim) {
+	if lifeOf(s.PID, s.StartTime) == dead {
+		return
+	}
+	p, err := sys.OpenProcess(s.PID)
+	if err != nil {
+		return // it ended just now
+	}
+	defer p.Close()
+	if p.StartTime() != s.StartTime {
+		return // another process has the pid by now
+	}
+	ctx, cancel := context.WithTimeout(ctx, dyingTime)
+	defer cancel()
+	_ = p.Exited(ctx) // what there is to know is read anew
 }
 
 func lifeOf(pid int, start uint64) life {
