@@ -57,7 +57,7 @@ func (t *Tasks) with(ctx context.Context, ns, id, act string, do func(*task, *co
 		if err == nil {
 			return k, nil
 		}
-		err = fmt.Errorf("%s: task %q: %w", act, id, err)
+		err = fmt.Errorf("%s: task %q: %w", act, id, unnamed(id, err))
 		if !errors.Is(err, errShimGone) {
 			return k, err
 		}

@@ -102,7 +102,7 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 	reply, err := call(ctx, c, "create the container", t.cfg.Deadlines.Create, c.shim.Create, p.request)
 	if err != nil {
 		hasAnswered := ctx.Err() == nil && !c.closed() && !errors.Is(err, context.DeadlineExceeded)
-		return 0, t.undo(k, shim, c, hasAnswered, err)
+		return 0, t.undo(k, shim, c, hasAnswered, unnamed(k.id, err))
 	}
 	if err := k.created(c); err != nil {
 		return 0, t.undo(k, shim, c, false, err)

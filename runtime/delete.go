@@ -62,7 +62,7 @@ func (t *Tasks) runDeletion(ctx context.Context, k *task, f *deletion) {
 		}
 		t.cfg.Log.Info("task deleted", "namespace", k.ns, "id", k.id, "status", exit.Status)
 	} else {
-		f.err = fmt.Errorf("delete task %q: %w", k.id, err)
+		f.err = fmt.Errorf("delete task %q: %w", k.id, unnamed(k.id, err))
 	}
 	k.mu.Lock()
 	k.flight = nil
