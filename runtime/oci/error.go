@@ -40,9 +40,19 @@ func (e *Error) Error() string {
 	}
 	text := e.Binary + " " + e.Command + ": " + how
 	if e.Message != "" {
-		text += ": " + e.Message
+		text += ": " + e.reason()
 	}
 	return text
+}
+
+// reason is the message without that which call failed: runc says "runc create
+// failed: " or "exec failed: " first.
+func (e *Error) reason() string {
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(e.Message, e.Binary+" "), e.Command+" failed: ")
+	if !ok || rest == "" {
+		return e.Message
+	}
+	return rest
 }
 
 // Unwrap returns the context's error for a call that was ended, so that a

@@ -286,3 +286,19 @@ func FuzzLastError(f *testing.F) {
 	f.Add([]byte(`{"level":"error","msg":"x"}` + "\nplain"))
 	f.Fuzz(func(t *testing.T, log []byte) { clip(lastError(log)) })
 }
+
+// TestErrorSaysItOnce leaves out of an error what the runtime repeats.
+func TestErrorSaysItOnce(t *testing.T) {
+	for message, want := range map[string]string{
+		"runc create failed: no such file": "runc create: exit status 1: no such file",
+		"create failed: no such file":      "runc create: exit status 1: no such file",
+		"runc start failed: no such file":  "runc create: exit status 1: runc start failed: no such file",
+		"create failed: ":                  "runc create: exit status 1: create failed: ",
+		"":                                 "runc create: exit status 1",
+	} {
+		err := &Error{Binary: "runc", Command: "create", ExitCode: 1, Message: message}
+		if err.Error() != want {
+			t.Errorf("%q: %s", message, err)
+		}
+	}
+}
