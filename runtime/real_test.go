@@ -227,6 +227,26 @@ func TestRealShimKilled(t *testing.T) {
 	m.expect("/tasks/exit a 9", "/tasks/delete a 9")
 }
 
+// TestRealPausedShimKilled kills the shim of a paused task, which can then still
+// be killed: a cgroup of version 1 holds frozen processes back even from that.
+func TestRealPausedShimKilled(t *testing.T) {
+	m := newRealMachine(t)
+	d := m.start()
+	d.runReal("a", "sleep", "1000")
+	if err := d.Pause(t.Context(), testNS, &tasks.PauseTaskRequest{ContainerId: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	m.killShim(d.find(testNS, "a").dir)
+	d.verdict("a", "shim-lost")
+	if got := d.state("a"); got != "PAUSED 0" {
+		t.Error(got)
+	}
+	if err := d.kill("a", int(unix.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
+	d.end("a", 137)
+}
+
 // TestBadRuntime drives OCI runtimes that are missing, fail or hang. Each gives
 // a clear error, nothing is left, and the same task can be made afterwards.
 func TestBadRuntime(t *testing.T) {

@@ -1,7 +1,7 @@
 // Package cgroup owns reading control groups: where a process's groups are,
 // which processes are in them, and what they have used, encoded as the wire's
-// metrics. It makes and changes none; the OCI runtime does. It removes what a
-// runtime leaves.
+// metrics. It makes none and sets no limits; the OCI runtime does. It thaws what
+// has to be killed, and removes what a runtime leaves.
 package cgroup
 
 import (
