@@ -60,7 +60,7 @@ func (a *app) exec(f *execFlags, ref string, args []string) error {
 	if err != nil {
 		return usage(err)
 	}
-	p := newProxy(a.err)
+	p := newProxy(notes{a})
 	defer p.close()
 	c, err := a.dial(p.ctx)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,6 +39,8 @@ type app struct {
 	namespace string
 	format    string
 	debug     bool
+
+	raw atomic.Bool // the terminal is a process's; see notes
 }
 
 // Environment variables that give the defaults of global flags.
@@ -123,7 +126,7 @@ func (a *app) away() func(error) {
 	said := false
 	return func(error) {
 		if !said {
-			fmt.Fprintln(a.err, "berth: the daemon went away; the container runs on, and so does the wait for it")
+			fmt.Fprintln(notes{a}, "berth: the daemon went away; the container runs on, and so does the wait for it")
 		}
 		said = true
 	}

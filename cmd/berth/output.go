@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -74,6 +75,22 @@ func (t *table) row(cells ...string) {
 }
 
 func (t *table) flush() error { return t.w.Flush() }
+
+// notes is where berth says something while a process may run in the
+// foreground. If the terminal is raw for it, what is said gets lines of its own,
+// and these end as they have to there.
+type notes struct{ app *app }
+
+func (n notes) Write(text []byte) (int, error) {
+	out := text
+	if n.app.raw.Load() {
+		out = bytes.ReplaceAll(append([]byte{'\n'}, text...), []byte{'\n'}, []byte("\r\n"))
+	}
+	if _, err := n.app.err.Write(out); err != nil {
+		return 0, err
+	}
+	return len(text), nil
+}
 
 // shorten cuts text to at most n runes, with an ellipsis where it is cut.
 func shorten(text string, n int) string {

@@ -58,7 +58,7 @@ func (a *app) run(f *runFlags, image string, args []string) error {
 	if err := a.checkTerminal(f.interactive, f.tty); err != nil {
 		return err
 	}
-	p := newProxy(a.err)
+	p := newProxy(notes{a})
 	defer p.close()
 	c, err := a.dial(p.ctx)
 	if err != nil {

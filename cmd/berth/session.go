@@ -82,7 +82,11 @@ func (s *session) run(p *client.Process) (client.Exit, error) {
 		if err := s.terminal.Raw(); err != nil {
 			return client.Exit{}, fmt.Errorf("set the terminal up: %w", err)
 		}
-		defer s.terminal.Restore()
+		s.app.raw.Store(true)
+		defer func() {
+			_ = s.terminal.Restore() // fails only if the terminal has gone
+			s.app.raw.Store(false)
+		}()
 	}
 	s.proxy.start()
 	exits, err := p.Launch(s.proxy.ctx, context.Background())
@@ -138,11 +142,7 @@ func (s *session) live(p *client.Process, exits <-chan client.Exit) client.Exit 
 
 // say tells of something that went wrong but does not decide berth's status.
 func (s *session) say(err error) {
-	end := "\n"
-	if s.terminal != nil {
-		end = "\r\n" // raw
-	}
-	fmt.Fprintf(s.app.err, "berth: %s%s", message(err), end)
+	fmt.Fprintf(notes{s.app}, "berth: %s\n", message(err))
 }
 
 // close removes the streams.

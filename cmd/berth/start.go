@@ -82,7 +82,7 @@ func discardTask(c *client.Client, id string) error {
 
 // startAttached runs a container in the foreground.
 func (a *app) startAttached(ref string, interactive bool) error {
-	p := newProxy(a.err)
+	p := newProxy(notes{a})
 	defer p.close()
 	c, err := a.dial(p.ctx)
 	if err != nil {

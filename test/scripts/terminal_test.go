@@ -23,7 +23,8 @@ import (
 //	send TEXT       type a text, in Go's syntax of quoted strings
 //	resize C R      make the terminal C columns wide and R rows high
 //	until REGEXP PROGRAM [ARG...]
-//	                the command of scripts, while the program runs
+//	daemon start|kill|stop
+//	                the commands of scripts, while the program runs
 //
 // What appeared on the terminal becomes the standard output.
 func cmdTerminal(ts *testscript.TestScript, neg bool, args []string) {
@@ -122,6 +123,8 @@ func (s *screen) play(ts *testscript.TestScript, master *os.File, session string
 			}
 		case word == "until":
 			cmdUntil(ts, false, strings.Fields(rest))
+		case word == "daemon":
+			cmdDaemon(ts, false, strings.Fields(rest))
 		default:
 			err = fmt.Errorf("unknown word %q", word)
 		}
