@@ -13,9 +13,7 @@ import (
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/api/services/tasks/v1"
 	apitask "github.com/berthd/berth/api/types/task"
-	"github.com/berthd/berth/internal/cgroup"
 	"github.com/berthd/berth/internal/names"
-	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/runtime/record"
 )
 
@@ -153,19 +151,6 @@ func (k *task) signal(p *process, sig unix.Signal) error {
 		return fmt.Errorf("kill: task %q, without its shim: %w", k.id, err)
 	}
 	return nil
-}
-
-// thaw lets a killed container go on as far as its end, if it is paused: what a
-// cgroup of version 1 has frozen does not die.
-func thaw(init *sys.Process) error {
-	group, err := cgroup.Of(init.PID())
-	if !init.Alive() || errors.Is(err, cgroup.ErrNone) {
-		return nil // whose group that was is not known, and there is no need
-	}
-	if err != nil {
-		return err
-	}
-	return group.Thaw()
 }
 
 // Exec registers a further process; Start runs it.

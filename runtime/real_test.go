@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"github.com/berthd/berth/api/services/tasks/v1"
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/api/types/runc"
+	apitask "github.com/berthd/berth/api/types/task"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/runtime/record"
 )
@@ -220,6 +222,10 @@ func TestRealShimKilled(t *testing.T) {
 	m.killShim(d.find(testNS, "a").dir)
 	d = m.start()
 	d.verdict("a", "shim-lost")
+	pids, err := d.ListPids(t.Context(), testNS, &tasks.ListPidsRequest{ContainerId: "a"})
+	if init := d.find(testNS, "a").view().init.PID; err != nil || !slices.ContainsFunc(pids.Processes, func(p *apitask.ProcessInfo) bool { return int(p.Pid) == init }) {
+		t.Errorf("pids: %v, %v; want %d among them", pids, err, init)
+	}
 	if err := d.kill("a", int(unix.SIGTERM)); err != nil {
 		t.Fatal(err)
 	}

@@ -162,13 +162,19 @@ func parallel(n, limit int, do func(i int)) {
 	wg.Wait()
 }
 
-// ListPids lists every process of a task.
+// ListPids lists every process of a task. Without a shim it asks the kernel.
 func (t *Tasks) ListPids(ctx context.Context, ns string, r *tasks.ListPidsRequest) (*tasks.ListPidsResponse, error) {
 	var reply *shimtask.PidsResponse
 	_, err := t.with(ctx, ns, r.GetContainerId(), "list pids", func(k *task, c *conn) (err error) {
 		reply, err = call(ctx, c, "list its processes", t.cfg.Deadlines.Control, c.shim.Pids, &shimtask.PidsRequest{Id: k.id})
 		return err
 	})
+	var gone *goneError
+	if errors.As(err, &gone) && gone.lives {
+		if list, ok, lerr := gone.task.members(); ok || lerr != nil {
+			return &tasks.ListPidsResponse{Processes: list}, lerr
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
