@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +16,13 @@ import (
 // lockFile is the name of the file that a daemon holds in its root and its
 // state directory.
 const lockFile = "lock"
+
+// A daemon that was killed holds its locks until the kernel has taken it apart,
+// which may be after the next one starts.
+const (
+	lockPatience = 500 * time.Millisecond
+	lockPause    = 10 * time.Millisecond
+)
 
 // lockDir makes this process the only daemon that uses dir, until the file is
 // closed. what says what dir is to the daemon. The file holds the pid for
@@ -26,6 +34,10 @@ func lockDir(what, dir string) (*os.File, error) {
 		return nil, fmt.Errorf("%s %s can't be written to: %w", what, dir, err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for deadline := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline); {
+		time.Sleep(lockPause)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = fmt.Errorf("another berthd (pid %s) uses %s %s", holder(f), what, dir)
 	} else if err == nil {
