@@ -2,7 +2,9 @@ package clients
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +25,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/berthd/berth/test/harness"
 )
 
 // TestBadNames gives every kind of call names that are none.
@@ -168,28 +172,52 @@ func TestBadTasks(t *testing.T) {
 			}
 		})
 	}
-	t.Run("runtime hangs", func(t *testing.T) {
-		container, err := client.NewContainer(ctx, mark(t), containerd.WithNewSnapshot(mark(t), image),
-			containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs("true")),
-			runtime(script("hangs", "case \"$*\" in *' create '*) exec sleep 1000;; esac\nexec runc \"$@\"\n")))
-		if err != nil {
-			t.Fatal(err)
+	for name, text := range map[string]string{
+		"runtime hangs in create": "case \"$*\" in *' create '*) exec sleep 1000;; esac\nexec runc \"$@\"\n",
+		"runtime hangs":           "exec sleep 1000\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			container, err := client.NewContainer(ctx, mark(t), containerd.WithNewSnapshot(mark(t), image),
+				containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs("true")),
+				runtime(script(strings.ReplaceAll(name, " ", "-"), text)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			short, cancel := context.WithTimeout(ctx, 3*time.Second)
+			defer cancel()
+			started := time.Now()
+			if err := taskOf(t, short, client, container); err == nil {
+				t.Error("a task was created by a runtime that hangs")
+			}
+			if took := time.Since(started); took > 30*time.Second {
+				t.Errorf("the call ended after %v", took)
+			}
+			// Others are served meanwhile.
+			if err := life(ctx, client, image, mark(t)+"-other", 0); err != nil {
+				t.Error(err)
+			}
+			if err := container.Delete(ctx, containerd.WithSnapshotCleanup); err != nil {
+				t.Error(err)
+			}
+			undone(t, d, mark(t))
+		})
+	}
+}
+
+// undone waits until nothing is left of a task whose Create failed. The caller
+// was answered at its deadline; a runtime that hangs in delete too is given its
+// time before the daemon goes on without it.
+func undone(t *testing.T, d *harness.Daemon, id string) {
+	t.Helper()
+	bundle := filepath.Join(d.State, "io.containerd.runtime.v2.task", namespace, id)
+	deadline := time.Now().Add(2 * time.Minute)
+	for {
+		if _, err := os.Lstat(bundle); errors.Is(err, fs.ErrNotExist) {
+			return
 		}
-		short, cancel := context.WithTimeout(ctx, 3*time.Second)
-		defer cancel()
-		started := time.Now()
-		if err := taskOf(t, short, client, container); err == nil {
-			t.Error("a task was created by a runtime that hangs")
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is still there", bundle)
 		}
-		if took := time.Since(started); took > 30*time.Second {
-			t.Errorf("the call ended after %v", took)
-		}
-		// Others are served meanwhile.
-		if err := life(ctx, client, image, mark(t)+"-other", 0); err != nil {
-			t.Error(err)
-		}
-		if err := container.Delete(ctx, containerd.WithSnapshotCleanup); err != nil {
-			t.Error(err)
-		}
-	})
+		time.Sleep(100 * time.Millisecond)
+	}
 }
