@@ -12,7 +12,7 @@ PROGRAMS := berthd berth-shim berth
 BUILD    := CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -tags grpcnotrace -ldflags "-s -w"
 
 .DEFAULT_GOAL := build
-.PHONY: help build install deps test unit faults scripts demo bench proto lint fuzz clean
+.PHONY: help build install deps test unit faults scripts demo bench proto lint fuzz crash clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ proto: ## generate the Go code of api/ anew (needs protoc)
 
 lint: ## gofmt, go vet, staticcheck
 	@scripts/test.sh lint
+
+crash: ## random operations while daemon and shims are killed, for DURATION (5m); SEED repeats a run
+	@scripts/deps.sh run
+	cd test && BERTH_CRASH_DURATION=$(or $(DURATION),5m) BERTH_CRASH_SEED=$(SEED) $(GO) test -count=1 -v -timeout 0 ./crash
 
 fuzz: ## run every fuzz test for FUZZTIME (30s) each
 	@scripts/fuzz.sh $(or $(FUZZTIME),30s)

@@ -22,7 +22,13 @@ const ImageName = "berth.test/busybox:latest"
 // command are built with the race detector, whose reports end up in the
 // daemon's log, where Daemon.Stop looks for them. The shim is built as it is
 // shipped.
-func Build(dir string) (*Programs, error) {
+func Build(dir string) (*Programs, error) { return build(dir) }
+
+// BuildFaults is Build with fault points in daemon and shim, which the
+// environment variable BERTH_FAULTS arms.
+func BuildFaults(dir string) (*Programs, error) { return build(dir, "-tags", "faults") }
+
+func build(dir string, flags ...string) (*Programs, error) {
 	_, here, _, _ := runtime.Caller(0)
 	p := &Programs{Dir: dir, Image: filepath.Join(dir, "image.tar"), Module: filepath.Dir(filepath.Dir(filepath.Dir(here)))}
 	steps := []struct {
@@ -34,7 +40,8 @@ func Build(dir string) (*Programs, error) {
 		{nil, []string{"run", "./internal/testimage/mkimage", "-o", p.Image, "-name", ImageName}},
 	}
 	for _, step := range steps {
-		cmd := exec.Command("go", step.args...)
+		args := append([]string{step.args[0]}, flags...)
+		cmd := exec.Command("go", append(args, step.args[1:]...)...)
 		cmd.Dir = p.Module
 		cmd.Env = append(os.Environ(), step.env...)
 		if out, err := cmd.CombinedOutput(); err != nil {

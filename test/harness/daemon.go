@@ -27,6 +27,7 @@ type Daemon struct {
 	State    string   // --state
 	Address  string   // --address
 	Args     []string // further arguments
+	Env      []string // further environment, as KEY=VALUE; the next Start takes it
 
 	log *os.File
 	cmd *exec.Cmd
@@ -71,7 +72,7 @@ func (d *Daemon) Start() error {
 	cmd.Stdout, cmd.Stderr = d.log, d.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// Programs that the daemon looks for, its shim among them, lie beside it.
-	cmd.Env = append(os.Environ(), Race)
+	cmd.Env = append(append(os.Environ(), Race), d.Env...)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
