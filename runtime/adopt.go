@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
@@ -45,6 +46,10 @@ func (k *task) pause(d time.Duration) {
 	}
 }
 
+// adoptionTurn is how long the judging of one task may count among those that
+// are done at once.
+const adoptionTurn = 300 * time.Millisecond
+
 // review finds out how a task stands now, and acts on it.
 func (t *Tasks) review(k *task) {
 	if k.lane.enter(k.ctx) != nil {
@@ -64,8 +69,12 @@ func (t *Tasks) review(k *task) {
 	case <-k.ctx.Done():
 		return
 	}
+	// One that does not answer must not keep others from being judged.
+	release := sync.OnceFunc(func() { <-t.adoptions })
+	late := time.AfterFunc(adoptionTurn, release)
 	f, c := t.gather(k.ctx, k)
-	<-t.adoptions
+	late.Stop()
+	release()
 	if k.ctx.Err() != nil {
 		if c != nil {
 			c.close()

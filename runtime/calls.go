@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
@@ -103,54 +102,9 @@ func (t *Tasks) noteStatus(k *task, s apitask.Status) {
 	}
 }
 
-// Kill sends a signal. A process that is gone is NotFound. It works without a
-// shim, too, but then only on the process itself and not on all of the task; a
-// container with pids of its own ends with its first process all the same.
-func (t *Tasks) Kill(ctx context.Context, ns string, r *tasks.KillRequest) error {
-	_, err := t.with(ctx, ns, r.GetContainerId(), "kill", func(k *task, c *conn) error {
-		_, err := call(ctx, c, "send the signal", t.cfg.Deadlines.Kill, c.shim.Kill,
-			&shimtask.KillRequest{Id: k.id, ExecId: r.GetExecId(), Signal: r.GetSignal(), All: r.GetAll()})
-		return err
-	})
-	var gone *goneError
-	if !errors.As(err, &gone) {
-		return err
-	}
-	k := gone.task
-	k.mu.Lock()
-	p := k.execs[r.GetExecId()]
-	if r.GetExecId() == "" {
-		p = k.init
-	}
-	k.mu.Unlock()
-	if p == nil {
-		return fmt.Errorf("kill: exec %q of task %q: %w", r.GetExecId(), k.id, errdefs.ErrNotFound)
-	}
-	return k.signal(p, unix.Signal(r.GetSignal()))
-}
-
-// signal sends a signal to a process that has no shim.
-func (k *task) signal(p *process, sig unix.Signal) error {
-	k.mu.Lock()
-	over, handle, started := p.over(), p.handle, p.started
-	k.mu.Unlock()
-	err := os.ErrProcessDone
-	switch {
-	case over || lifeOf(started.PID, started.StartTime) != alive:
-	case handle == nil:
-		err = fmt.Errorf("no handle on process %d: %w", started.PID, errdefs.ErrUnavailable)
-	default:
-		if err = handle.Signal(sig); err == nil && sig == unix.SIGKILL && p.exec == "" {
-			err = thaw(handle)
-		}
-	}
-	if errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("kill: task %q: process has ended: %w", k.id, errdefs.ErrNotFound)
-	}
-	if err != nil {
-		return fmt.Errorf("kill: task %q, without its shim: %w", k.id, err)
-	}
-	return nil
+// killRequest is a Kill as the shim takes it.
+func killRequest(id string, r *tasks.KillRequest) *shimtask.KillRequest {
+	return &shimtask.KillRequest{Id: id, ExecId: r.GetExecId(), Signal: r.GetSignal(), All: r.GetAll()}
 }
 
 // Exec registers a further process; Start runs it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,6 +23,9 @@ type conn struct {
 	client *ttrpc.Client
 	shim   taskttrpc.TaskService
 	done   chan struct{} // closed when the connection is
+
+	silent  atomic.Int64 // since when a deadline has passed without an answer, in Unix nanoseconds; 0 if none has
+	probing atomic.Bool  // it is being asked whether it answers again
 }
 
 // writeLimit bounds how long a shim that reads nothing can hold up a write. What
@@ -104,7 +108,11 @@ func call[Q, A any](ctx context.Context, c *conn, what string, limit time.Durati
 	}
 	reply, err := method(inner, request)
 	if err == nil {
+		c.silent.Store(0)
 		return reply, nil
+	}
+	if inner.Err() != nil && ctx.Err() == nil {
+		c.missed()
 	}
 	var none A
 	return none, c.explain(ctx, what, limit, err)

@@ -7,22 +7,8 @@ import (
 	"github.com/berthd/berth/api/types/runc"
 	apitask "github.com/berthd/berth/api/types/task"
 	"github.com/berthd/berth/internal/cgroup"
-	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/protobuf"
 )
-
-// thaw lets a killed container go on as far as its end, if it is paused: what a
-// cgroup of version 1 has frozen does not die.
-func thaw(init *sys.Process) error {
-	group, err := cgroup.Of(init.PID())
-	if !init.Alive() || errors.Is(err, cgroup.ErrNone) {
-		return nil // whose group that was is not known, and there is no need
-	}
-	if err != nil {
-		return err
-	}
-	return group.Thaw()
-}
 
 // members lists the processes of a container that lives without its shim, from
 // the control group of its init. ok is false if it has none of its own, or has

@@ -11,10 +11,11 @@ import (
 	"github.com/berthd/berth/runtime/record"
 )
 
-// What the records say of exits that no shim has seen.
+// What the records say of exits that no shim has seen. The source of a status
+// stands behind reasonDied.
 const (
-	reasonKernel     = "the shim had died; status from the kernel"
-	reasonUnobserved = "exit unobserved: the shim had died, and the kernel no longer knows the status"
+	reasonDied       = "the shim had died; status from "
+	reasonUnobserved = "exit unobserved: the shim had died, and "
 )
 
 // statusUnobserved is the exit status of a process whose own nobody knows.
@@ -71,27 +72,34 @@ func (t *Tasks) conclude(k *task, reason string) record.Exit {
 }
 
 // lastWord finds out how a process ended that no shim saw ending, and records
-// it. The process has ended and the shim is dead.
+// it. The process has ended and the shim is dead. Its exit record counts most,
+// then what can be waited for, then what else the kernel tells.
 func (t *Tasks) lastWord(k *task, p *process, dir string) record.Exit {
+	log := t.cfg.Log.With("namespace", k.ns, "id", k.id, "exec", p.exec)
+	if exit, err := readRecord[record.Exit](dir, record.ExitFile); err != nil {
+		log.Warn("exit record not readable, the kernel is asked", "error", err)
+	} else if exit != nil {
+		return *exit // the shim's last deed
+	}
 	k.mu.Lock()
 	started := p.started
 	k.mu.Unlock()
-	exit := record.Exit{
-		Version: record.Version, PID: started.PID, Status: statusUnobserved,
-		ExitedAt: t.cfg.Now(), Reason: reasonUnobserved,
-	}
-	log := t.cfg.Log.With("namespace", k.ns, "id", k.id, "exec", p.exec)
+	exit := record.Exit{Version: record.Version, PID: started.PID, Status: statusUnobserved, ExitedAt: t.cfg.Now()}
+	exit.Reason = reasonUnobserved + "there is no record of its process"
 	if started.PID != 0 {
+		exit.Reason = reasonUnobserved + "so had the process before this daemon held a pidfd of it"
 		if err := k.hold(p, started); err != nil {
 			log.Warn("no handle on an ended process", "error", err)
+			exit.Reason = reasonUnobserved + err.Error()
 		}
 	}
 	k.mu.Lock()
 	handle := p.handle
 	k.mu.Unlock()
 	if handle != nil {
-		if status, ok := handle.ExitStatus(); ok {
-			exit.Status, exit.Reason = exitCode(status), reasonKernel
+		exit.Reason = reasonUnobserved + "the kernel keeps no status of a process that another one has reaped (Linux 6.15 does)"
+		if status, source := handle.LastStatus(); source != sys.SourceNone {
+			exit.Status, exit.Reason = exitCode(status), reasonDied+source.String()
 		}
 	}
 	if err := record.Write("runtime.exit", dir, record.ExitFile, exit); err != nil {

@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/api/services/tasks/v1"
@@ -124,8 +123,11 @@ func (t *Tasks) List(ctx context.Context, ns string, _ *tasks.ListTasksRequest) 
 	parallel(len(all), maxQuestions, func(i int) {
 		k := all[i]
 		v := k.view()
-		if v.stand == connected && v.exit == nil && asking.Err() == nil {
+		if v.stand == connected && v.exit == nil && asking.Err() == nil && t.answers(k, v.conn) {
 			p, err := t.state(asking, k, "")
+			if err != nil && asking.Err() != nil && ctx.Err() == nil {
+				v.conn.missed()
+			}
 			if errdefs.IsNotFound(err) {
 				return // deleted meanwhile
 			}
@@ -182,7 +184,8 @@ func (t *Tasks) ListPids(ctx context.Context, ns string, r *tasks.ListPidsReques
 }
 
 // Metrics gives the statistics of the namespace's tasks that match any of the
-// filters (fields id and namespace). A task that doesn't answer is left out.
+// filters (fields id and namespace). Where a shim is gone or silent the daemon
+// reads the control group itself; a task that can't tell is left out.
 func (t *Tasks) Metrics(ctx context.Context, ns string, r *tasks.MetricsRequest) (*tasks.MetricsResponse, error) {
 	if err := names.Namespace(ns); err != nil {
 		return nil, err
@@ -201,17 +204,12 @@ func (t *Tasks) Metrics(ctx context.Context, ns string, r *tasks.MetricsRequest)
 	asking, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.State) // for all of them together
 	defer cancel()
 	parallel(len(all), maxQuestions, func(i int) {
-		k := all[i]
-		v := k.view()
-		if v.stand != connected || asking.Err() != nil {
-			return
-		}
-		reply, err := call(asking, v.conn, "tell its statistics", t.cfg.Deadlines.State, v.conn.shim.Stats, &shimtask.StatsRequest{Id: k.id})
+		m, err := t.statistics(asking, all[i])
 		if err != nil {
-			t.cfg.Log.Debug("task left out of the metrics", "namespace", k.ns, "id", k.id, "error", err)
+			t.cfg.Log.Debug("task left out of the metrics", "namespace", all[i].ns, "id", all[i].id, "error", err)
 			return
 		}
-		metrics[i] = &types.Metric{Timestamp: timestamppb.New(t.cfg.Now()), Id: k.id, Data: reply.GetStats()}
+		metrics[i] = m
 	})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
