@@ -30,6 +30,13 @@ type Config struct {
 	// again.
 	Forward func(ctx context.Context, e *types.Envelope) error
 
+	// Reap has the orphans reaped that the kernel gives to this process, which is
+	// a subreaper or the first of a pid namespace.
+	Reap bool
+	// Watch is how often all tasks, their processes and what they leave are
+	// compared: every 30 seconds.
+	Watch time.Duration
+
 	Log       *slog.Logger
 	Deadlines Deadlines
 
@@ -85,6 +92,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Watch == 0 {
+		c.Watch = 30 * time.Second
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -213,7 +213,7 @@ func (t *Tasks) clear(k *task) error {
 		return err
 	}
 	if gone != "" {
-		t.wg.Go(func() { sweep(t.cfg.Log, gone) })
+		t.wg.Go(func() { t.bury(name{k.ns, k.id}, gone) })
 	}
 	if err := os.Remove(k.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

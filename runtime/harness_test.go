@@ -51,6 +51,7 @@ type machine struct {
 	deadlines Deadlines
 	bootID    string
 	refuse    bool            // Forward answers with an error
+	watch     time.Duration   // between rounds of the watchdog
 	cpu       []time.Duration // see TestLatency
 	shims     []int           // of daemons that have ended: they stay children of the test, which reaps them
 
@@ -222,7 +223,7 @@ func (m *machine) open() *Tasks {
 	tasks, err := Open(Config{
 		Root: filepath.Join(m.dir, "root"), State: m.dir, Shim: m.shim,
 		TTRPCAddress: filepath.Join(m.dir, "ttrpc.sock"),
-		Publish:      m.publish, Forward: m.forward, Deadlines: m.deadlines,
+		Publish:      m.publish, Forward: m.forward, Deadlines: m.deadlines, Watch: m.watch,
 		BootID: func() (string, error) { return m.bootID, nil },
 		Log:    slog.New(slog.NewTextHandler(lockedWriter{m}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})

@@ -303,8 +303,8 @@ func TestHungShim(t *testing.T) {
 	if got := d.listed(); got != "a RUNNING, b RUNNING" {
 		t.Error(got)
 	}
-	if err := d.kill("a", 9); !errdefs.IsUnavailable(err) {
-		t.Errorf("kill: %v", err)
+	if err := d.kill("a", 15); !errdefs.IsUnavailable(err) {
+		t.Errorf("signal: %v", err)
 	}
 	if _, err := d.delete("a"); !errdefs.IsUnavailable(err) {
 		t.Errorf("delete: %v", err)

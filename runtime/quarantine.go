@@ -72,28 +72,44 @@ func (t *Tasks) ociDead(k *task) error {
 	if r, err := readRecord[record.Runtime](k.dir, record.RuntimeFile); err == nil && r != nil {
 		root = r.Root
 	}
-	path := filepath.Join(root, k.id, "state.json")
-	data, err := os.ReadFile(path)
+	init, err := ociInit(filepath.Join(root, k.id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	var state struct {
-		PID   int    `json:"init_process_pid"`
-		Start uint64 `json:"init_process_start"`
-	}
-	if err == nil {
-		err = json.Unmarshal(data, &state)
-	}
 	if err != nil {
-		return fmt.Errorf("the OCI runtime's state %s: %w", path, plain(err))
+		return err
 	}
-	if state.PID == 0 {
-		return fmt.Errorf("the OCI runtime's state %s names no process", path)
-	}
-	if lifeOf(state.PID, state.Start) == alive {
-		return fmt.Errorf("its init runs as process %d", state.PID)
+	if lifeOf(init.PID, init.Start) == alive {
+		return fmt.Errorf("its init runs as process %d", init.PID)
 	}
 	return nil
+}
+
+// ociProcess is init as the OCI runtime has it in its state.
+type ociProcess struct {
+	PID   int    `json:"init_process_pid"`
+	Start uint64 `json:"init_process_start"`
+}
+
+// ociInit reads the state of a container of the OCI runtime's from its
+// directory.
+func ociInit(dir string) (ociProcess, error) {
+	path := filepath.Join(dir, "state.json")
+	var init ociProcess
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return init, err
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &init)
+	}
+	if err != nil {
+		return init, fmt.Errorf("the OCI runtime's state %s: %w", path, plain(err))
+	}
+	if init.PID == 0 {
+		return init, fmt.Errorf("the OCI runtime's state %s names no process", path)
+	}
+	return init, nil
 }
 
 // noTrace looks for processes that stand in the bundle, as shims do, or whose

@@ -202,12 +202,13 @@ func TestRealRestart(t *testing.T) {
 		t.Error(got)
 	}
 	d.end("a", 7)
+	m.expect("/tasks/exit a 7", "/tasks/delete a 7")
 	d.verdict("b", "connected")
 	if err := d.kill("b", 9); err != nil {
 		t.Fatal(err)
 	}
 	d.end("b", 137)
-	m.expect("/tasks/exit a 7", "/tasks/delete a 7", "/tasks/exit b 137", "/tasks/delete b 137")
+	m.expect("/tasks/exit b 137", "/tasks/delete b 137")
 }
 
 // TestRealShimKilled kills the real shim: the container runs on, its status is

@@ -25,6 +25,7 @@ type Tasks struct {
 	bootID  string
 	null    *os.File // standard input of shims
 	bygone  bygone
+	dog     watchdog
 
 	// ctx ends with Close; wg has everything that was started.
 	ctx  context.Context
@@ -59,6 +60,7 @@ func Open(c Config) (*Tasks, error) {
 		cfg: c, bundles: bundles(filepath.Join(c.State, bundlesDir)),
 		adoptions: make(chan struct{}, maxAdoptions),
 		tasks:     map[name]*task{},
+		dog:       watchdog{round: newLane()},
 	}
 	if err := t.directories(); err != nil {
 		return nil, fmt.Errorf("open runtime: %w", err)
@@ -165,6 +167,10 @@ func (t *Tasks) Run(ctx context.Context) error {
 		strays = nil
 	} else {
 		t.wg.Go(func() { sweep(t.cfg.Log, leftovers...) })
+		t.wg.Go(t.patrol)
+		if t.cfg.Reap {
+			t.wg.Go(t.reapStrays)
+		}
 		for _, c := range strays {
 			t.wg.Go(func() { t.dismissStray(c) })
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/berthd/berth/internal/config"
 	"github.com/berthd/berth/internal/logs"
 	"github.com/berthd/berth/internal/mount"
+	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/internal/version"
 	"github.com/berthd/berth/metadata"
 	"github.com/berthd/berth/runtime"
@@ -58,9 +59,14 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	if err != nil {
 		return nil, err
 	}
+	// What ran below a shim that has died comes to the daemon, which then can
+	// wait for it.
+	if err := sys.SetSubreaper(); err != nil {
+		return nil, err
+	}
 	tasks, err := runtime.Open(runtime.Config{
 		Root: cfg.Root, State: cfg.State, Address: cfg.GRPC.Address, TTRPCAddress: cfg.TTRPCAddress(),
-		Shim: shim, Publish: st.publish, Forward: st.journal.Forward, Log: log,
+		Shim: shim, Publish: st.publish, Forward: st.journal.Forward, Reap: true, Log: log,
 		Deadlines: runtime.Deadlines{
 			Create: cfg.Deadlines.Create.Duration, Start: cfg.Deadlines.Start.Duration, Delete: cfg.Deadlines.Delete.Duration,
 		},

@@ -66,6 +66,15 @@ func resolve(target string) (string, error) {
 	return filepath.Join(dir, filepath.Base(abs)), nil
 }
 
+// Below lists what is mounted at root and below it.
+func Below(root string) ([]string, error) {
+	root, err := resolve(root)
+	if err != nil {
+		return nil, err
+	}
+	return mountPoints(root)
+}
+
 // mountPoints lists the paths at and under root that something is mounted on,
 // deepest first.
 func mountPoints(root string) ([]string, error) {
