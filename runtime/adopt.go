@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -94,6 +95,8 @@ func (t *Tasks) act(k *task, v verdict, reason string, c *conn, before standing)
 		if err := k.hold(k.init, k.view().init); err != nil {
 			log.Warn("no handle on the container's process: its status is lost if the shim and it end at once", "error", err)
 		}
+		t.holdExecs(k)
+		t.noteRan(k)
 		k.set(connected, "", c)
 		log.Info("task adopted")
 		return // c is the task's now
@@ -106,6 +109,7 @@ func (t *Tasks) act(k *task, v verdict, reason string, c *conn, before standing)
 		log.Error("task quarantined: its bundle is kept and needs a look", "bundle", k.dir, "reason", reason)
 		k.set(quarantined, reason, nil)
 	case verdictLost:
+		t.lookFrozen(k)
 		t.orphaned(k, reason)
 		if before != lost {
 			log.Error("shim lost, the container runs on without it", "reason", reason, "shim_log", logTail(k.dir))
@@ -236,6 +240,7 @@ func (t *Tasks) ask(k *task, p *process, c *conn) {
 		exit := record.Exit{Version: record.Version, PID: pid, Status: reply.GetExitStatus(), ExitedAt: reply.GetExitedAt().AsTime()}
 		switch {
 		case err == nil && p.exec == "":
+			t.keep(k, exit)
 			k.exited(exit)
 		case err == nil:
 			k.mu.Lock()
@@ -245,6 +250,18 @@ func (t *Tasks) ask(k *task, p *process, c *conn) {
 			k.forgetProcess(p, err)
 		}
 	})
+}
+
+// keep records an exit that a shim has told of, unless it is on record as it
+// should be: the shim's disk was full, say, and its memory is all there is.
+func (t *Tasks) keep(k *task, exit record.Exit) {
+	if _, err := os.Lstat(filepath.Join(k.dir, record.ExitFile)); !errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	err := record.Write("runtime.exit", k.dir, record.ExitFile, exit)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // deleted meanwhile
+		t.cfg.Log.Warn("exit not recorded, nor by the shim", "namespace", k.ns, "id", k.id, "status", exit.Status, "error", err)
+	}
 }
 
 // unannounced lists the exits in the records whose events were not published.

@@ -81,8 +81,12 @@ func (t *Tasks) Start(ctx context.Context, ns string, r *tasks.StartRequest) (*t
 	_, err := t.with(ctx, ns, r.GetContainerId(), "start", func(k *task, c *conn) (err error) {
 		reply, err = call(ctx, c, "start the process", t.cfg.Deadlines.Start, c.shim.Start,
 			&shimtask.StartRequest{Id: k.id, ExecId: r.GetExecId()})
-		if err == nil && r.GetExecId() == "" {
+		switch {
+		case err != nil:
+		case r.GetExecId() == "":
 			t.noteStatus(k, apitask.Status_RUNNING)
+		default:
+			t.holdExec(k, r.GetExecId())
 		}
 		return err
 	})

@@ -206,19 +206,42 @@ func (t *Tasks) undoShim(ctx context.Context, k *task, shim *child, c *conn, ans
 	return err
 }
 
-// clear removes the bundle and the socket of a task of which no process is left.
+// clear removes the bundle and the socket of a task of which no process is left,
+// and of which there is nothing to tell.
 func (t *Tasks) clear(k *task) error {
+	err := t.shelve(k)
+	t.unshelve(k)
+	return err
+}
+
+// shelve frees the name of a task of which no process is left: its bundle and
+// its socket. The files of the bundle stay until unshelve, so that the next
+// daemon can publish the task's last events if this one ends before it has.
+func (t *Tasks) shelve(k *task) error {
 	gone, err := t.bundles.remove(k.ns, k.id)
 	if err != nil {
 		return err
 	}
 	if gone != "" {
-		t.wg.Go(func() { t.bury(name{k.ns, k.id}, gone) })
+		k.mu.Lock()
+		k.shelved = gone
+		k.mu.Unlock()
 	}
 	if err := os.Remove(k.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+// unshelve removes what shelve has left.
+func (t *Tasks) unshelve(k *task) {
+	k.mu.Lock()
+	gone := k.shelved
+	k.shelved = ""
+	k.mu.Unlock()
+	if gone != "" {
+		t.wg.Go(func() { t.bury(name{k.ns, k.id}, gone) })
+	}
 }
 
 // place moves a shim into the cgroup that was asked for. Where that is refused

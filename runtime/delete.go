@@ -122,7 +122,7 @@ func (t *Tasks) deleteWithShim(ctx context.Context, k *task, v view) (record.Exi
 	// could tell it after a crash of the daemon.
 	told := t.shutdown(ctx, c)
 	if told == nil {
-		if err = t.clear(k); err == nil {
+		if err = t.shelve(k); err == nil {
 			k.exited(exit)
 			k.release()
 			k.set(leaving, "deleted", c)
@@ -158,6 +158,7 @@ func (t *Tasks) farewell(k *task, c *conn, exit record.Exit) {
 		log.Error("shim without a container lives on", "error", err)
 	}
 	t.lastEvents(k, exit)
+	t.unshelve(k)
 	t.drop(k)
 }
 
@@ -247,10 +248,11 @@ func (t *Tasks) deleteRemains(ctx context.Context, k *task, v view) (record.Exit
 
 // finish removes what is left of a task of which no process is.
 func (t *Tasks) finish(k *task, exit record.Exit) error {
-	if err := t.clear(k); err != nil {
+	if err := t.shelve(k); err != nil {
 		return err
 	}
 	t.lastEvents(k, exit)
+	t.unshelve(k)
 	t.drop(k)
 	return nil
 }

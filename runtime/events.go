@@ -83,6 +83,9 @@ func (t *Tasks) forwardOnce(ctx context.Context, e *types.Envelope, id, mark str
 		return err
 	}
 	t.markPublished(k, mark, pid)
+	if mark != "" && mark != deleteMark {
+		k.letGo(mark) // its exit is on record
+	}
 	return nil
 }
 
@@ -123,12 +126,13 @@ func (t *Tasks) markPublished(k *task, mark string, pid int) {
 	if crowded {
 		k.prune()
 	}
-	path := filepath.Join(k.dir, record.SeenDir, mark)
+	dir := k.files()
+	path := filepath.Join(dir, record.SeenDir, mark)
 	switch mark {
 	case "":
-		path = filepath.Join(k.dir, record.ExitSeenFile)
+		path = filepath.Join(dir, record.ExitSeenFile)
 	case deleteMark:
-		path = filepath.Join(k.dir, record.DeleteSeenFile)
+		path = filepath.Join(dir, record.DeleteSeenFile)
 	}
 	data := []byte(strconv.Itoa(pid))
 	err := os.WriteFile(path, data, 0o600)
@@ -141,6 +145,16 @@ func (t *Tasks) markPublished(k *task, mark string, pid int) {
 		t.cfg.Log.Warn("event published, but not noted: it may come twice after a restart",
 			"namespace", k.ns, "id", k.id, "path", path, "error", err)
 	}
+}
+
+// files is where the records of the task are: the bundle, or what is left of it.
+func (k *task) files() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.shelved != "" {
+		return k.shelved
+	}
+	return k.dir
 }
 
 // seenMax is how many marks of execs are kept before those of deleted execs are

@@ -70,6 +70,7 @@ type task struct {
 	seen    seen
 	flight  *deletion    // the Delete that is under way
 	deleted *record.Exit // what the shim answered to Delete
+	shelved string       // where the bundle's files are once its name is free
 }
 
 // seen says which events were published.

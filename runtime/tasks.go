@@ -38,6 +38,7 @@ type Tasks struct {
 	mu        sync.Mutex
 	tasks     map[name]*task
 	leftovers []string // found by Open, removed by Run
+	late      []late   // found by Open, published by Run
 	strays    []*conn  // found by Open, sent away by Run
 	found     []*task  // found by Open, adopted by Run
 	closed    bool
@@ -116,6 +117,7 @@ func (t *Tasks) load() error {
 		}
 	}
 	t.leftovers = leftovers
+	t.late = t.findLate(leftovers)
 	read := make([]records, len(found))
 	parallel(len(found), maxReaders, func(i int) { read[i] = readRecords(t.bundles.path(found[i].ns, found[i].id)) })
 	for i, n := range found {
@@ -161,12 +163,15 @@ func (t *Tasks) discard(k *task) error {
 // until ctx ends. Then it closes t. Containers run on.
 func (t *Tasks) Run(ctx context.Context) error {
 	t.mu.Lock()
-	leftovers, strays, found := t.leftovers, t.strays, t.found
-	t.leftovers, t.strays, t.found = nil, nil, nil
+	leftovers, strays, found, late := t.leftovers, t.strays, t.found, t.late
+	t.leftovers, t.strays, t.found, t.late = nil, nil, nil, nil
 	if t.closed {
 		strays = nil
 	} else {
-		t.wg.Go(func() { sweep(t.cfg.Log, leftovers...) })
+		t.wg.Go(func() {
+			t.publishLate(late)
+			sweep(t.cfg.Log, leftovers...)
+		})
 		t.wg.Go(t.patrol)
 		if t.cfg.Reap {
 			t.wg.Go(t.reapStrays)
