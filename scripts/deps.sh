@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing on a Debian machine: "run" is what berth needs to run
-# containers and show itself, "test" is what the tests need beyond that.
+# containers and show itself, "test" is what the tests need beyond that, "vm" what
+# the tests in a virtual machine need.
 # Says what it does; does nothing when all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -73,10 +74,34 @@ tests() {
 	fi
 }
 
+# The kernel is taken out of its package: this machine is not to boot it.
+debian_kernel() {
+	local dir=.tools/vm/linux package
+	compgen -G "$dir/boot/vmlinuz-*" >/dev/null && return
+	[ -n "$updated" ] || { apt-get -qq update; updated=1; }
+	package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | head -1)
+	[ -n "$package" ] || { echo "deps: no package linux-image-cloud-amd64 here" >&2; exit 1; }
+	say "taking the kernel out of the package $package"
+	mkdir -p $dir
+	(cd $dir && apt-get -qq download "$package" && dpkg-deb -x "$package"_*.deb . && rm -f ./*.deb)
+}
+
+vm() {
+	run
+	have crun || apt crun
+	have criu || apt criu
+	have qemu-system-x86_64 || apt qemu-system-x86
+	have mke2fs || apt e2fsprogs
+	have depmod || apt kmod
+	have cpio || apt cpio
+	debian_kernel
+}
+
 for set in "$@"; do
 	case $set in
 	run) run ;;
 	test) tests ;;
+	vm) vm ;;
 	*) echo "deps: unknown set $set" >&2; exit 2 ;;
 	esac
 done

@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Boots Debian's cloud kernel in qemu, with version 2 of control groups alone, and
+# runs the tests of tasks there, with runc and with crun. Says for each test how
+# it went, and ends with 0 if none failed.
+#
+#	RUN=REGEXP     only tests whose names match, as go test -run has it
+#	SUITES=REGEXP  only suites whose names match (test/vm/suites)
+#	LIMIT=SECONDS  for all of the guest's time (600)
+#	ACCEL=kvm      with the processor's help; without it qemu emulates one
+#	SHELL_IN=1     a shell in the guest instead of the tests
+#
+# What is built and what the guest said stays in .tools/vm.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+LIMIT=${LIMIT:-600}
+MEMORY=${MEMORY:-2048}
+top=$PWD
+work=.tools/vm
+root=$work/root
+console=$work/console.log
+
+say() { echo "vm: $*"; }
+fail() { echo "vm: $*" >&2; exit 1; }
+
+# copy brings files of this machine into the guest, with the libraries that
+# programs among them need.
+copy() {
+	local path lib
+	for path in "$@"; do
+		[ -e "$path" ] || fail "$path is missing; run scripts/deps.sh vm"
+		mkdir -p "$root$(dirname "$path")"
+		cp -L --preserve=mode "$path" "$root$path"
+		for lib in $(ldd "$path" 2>/dev/null | grep -oE '/[^ ]+' | sort -u); do
+			[ -e "$root$lib" ] && continue
+			mkdir -p "$root$(dirname "$lib")"
+			cp -L --preserve=mode "$lib" "$root$lib"
+		done
+	done
+}
+
+programs() {
+	say "build the programs and the tests"
+	local dir=$root/opt/berth/bin suite package
+	mkdir -p "$dir" "$root/opt/berth/tests"
+	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags "-s -w" -o "$dir/" ./cmd/berthd ./cmd/berth-shim ./cmd/berth
+	go run ./internal/testimage/mkimage -o "$dir/image.tar" -name berth.test/busybox:latest
+	while read -r suite package _; do
+		[[ $suite == "#"* || -z $suite ]] && continue
+		[ -x "$root/opt/berth/tests/$(basename "$package").test" ] && continue
+		(
+			[[ $package == ./test/* ]] && cd test && package=./${package#./test/}
+			CGO_ENABLED=0 go test -c -ldflags "-s -w" -o "$top/$root/opt/berth/tests/$(basename "$package").test" "$package"
+		)
+		# Tests run where their package is, beside what they read.
+		mkdir -p "$root/src/$package"
+		[ ! -d "$package/testdata" ] || cp -r "$package/testdata" "$root/src/$package/"
+	done <test/vm/suites
+	cp go.mod "$root/src/"
+}
+
+userland() {
+	local busybox
+	busybox=$(command -v busybox) || fail "busybox is missing; run scripts/deps.sh vm"
+	mkdir -p "$root"/{bin,sbin,usr/bin,usr/sbin,proc,sys,dev,run,tmp,var/lib,root,etc,lib/modules,mnt,opt}
+	ln -sf ../run "$root/var/run"
+	chmod 1777 "$root/tmp"
+	cp "$busybox" "$root/bin/busybox"
+	for applet in $("$busybox" --list); do
+		[ "$applet" = busybox ] || ln -sf /bin/busybox "$root/bin/$applet"
+	done
+	copy "$(command -v runc)" "$(command -v crun)" "$(command -v criu)"
+	# criu closes the network of what it dumps with one of these.
+	[ ! -x /usr/sbin/iptables ] || copy /usr/sbin/iptables-restore /usr/sbin/ip6tables-restore /usr/lib/x86_64-linux-gnu/xtables/*.so
+	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
+	printf 'root:x:0:\ntty:x:5:\nnogroup:x:65534:\n' >"$root/etc/group"
+	echo vm >"$root/etc/hostname"
+	printf '127.0.0.1 localhost vm\n' >"$root/etc/hosts"
+	cp test/vm/guest "$root/sbin/guest"
+	cp test/vm/suites "$root/etc/suites"
+	chmod 755 "$root/sbin/guest"
+	{
+		printf 'RUN=%q\nSUITES=%q\nSHELL_IN=%q\n' "${RUN:-.}" "${SUITES:-.}" "${SHELL_IN:-}"
+	} >"$root/etc/vm.env"
+}
+
+# initramfs makes what the kernel starts with: the modules for the disk, and the
+# way there.
+initramfs() {
+	local dir=$work/initramfs module
+	rm -rf "$dir"
+	mkdir -p "$dir"/{bin,proc,dev,sys,disk,modules}
+	cp "$root/bin/busybox" "$dir/bin/"
+	local n=0
+	for module in $(modprobe -d "$PWD/$root" -S "$release" --show-depends virtio_blk 2>/dev/null | awk '{print $2}') \
+		$(modprobe -d "$PWD/$root" -S "$release" --show-depends virtio_pci | awk '{print $2}'); do
+		n=$((n + 1))
+		cp "$module" "$dir/modules/$(printf %02d $n)-$(basename "$module")"
+	done
+	cp test/vm/init "$dir/init"
+	chmod 755 "$dir/init"
+	(cd "$dir" && find . | cpio --quiet -o -H newc) >"$work/initramfs.cpio"
+}
+
+scripts/deps.sh vm
+rm -rf "$root"
+mkdir -p "$root"
+kernel=$(ls $work/linux/boot/vmlinuz-*)
+release=${kernel#*vmlinuz-}
+userland
+programs
+mkdir -p "$root/lib/modules"
+cp -r "$work/linux/lib/modules/$release" "$root/lib/modules/"
+depmod -b "$root" "$release"
+initramfs
+say "make the disk"
+rm -f $work/disk.img
+mke2fs -q -t ext4 -d "$root" -E root_owner=0:0 $work/disk.img 3G
+
+say "boot $release; console in $console"
+[ -n "${SHELL_IN:-}" ] && serial=mon:stdio || serial=file:$console
+rm -f $console
+: >$console
+if [ -z "${SHELL_IN:-}" ]; then
+	tail -n +1 -s 0.5 -f $console 2>/dev/null | sed -un 's/^vm: //p' &
+	tail=$!
+	trap 'kill $tail 2>/dev/null || true' EXIT
+fi
+status=0
+timeout --foreground -k 5 "$LIMIT" qemu-system-x86_64 \
+	-machine pc -accel "${ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m "$MEMORY" \
+	-display none -no-reboot -nodefaults -serial "$serial" \
+	-kernel "$kernel" -initrd $work/initramfs.cpio \
+	-append "console=ttyS0 quiet panic=-1 cgroup_no_v1=all psi=1 random.trust_cpu=on" \
+	-drive file=$work/disk.img,if=virtio,format=raw,cache=unsafe || status=$?
+[ -z "${SHELL_IN:-}" ] || exit 0
+sleep 1 # what tail has yet to say
+[ $status = 124 ] && fail "the guest was not done after $LIMIT s; see $console"
+[ $status = 0 ] || fail "qemu ended with status $status"
+result=$(tr -d '\r' <$console | sed -n 's/^vm: exit //p' | tail -1)
+[ -n "$result" ] || { tail -20 $console; fail "the guest ended without a result; see $console"; }
+exit "$result"
