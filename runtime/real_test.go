@@ -30,6 +30,9 @@ import (
 
 // buildShim builds berth-shim once per run of the tests.
 var buildShim = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("BERTH_TEST_PROGRAMS"); dir != "" { // on a machine without Go
+		return filepath.Join(dir, "berth-shim"), nil
+	}
 	dir, err := os.MkdirTemp("", "berth-runtime-test-")
 	if err != nil {
 		return "", err
