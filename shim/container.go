@@ -204,7 +204,10 @@ func (c *container) kill(ctx context.Context, p *process, sig unix.Signal, all b
 		if err != nil {
 			return err
 		}
-		err = handle.Signal(sig)
+		err = os.ErrProcessDone
+		if handle.Alive() { // a zombie takes a signal, and is none the worse
+			err = handle.Signal(sig)
+		}
 		if errors.Is(err, os.ErrProcessDone) || errors.Is(err, os.ErrClosed) {
 			return fmt.Errorf("%s: process already finished: %w", p.name(), errdefs.ErrNotFound)
 		}

@@ -28,8 +28,9 @@ const unobserved = 255
 // watch waits for a process in the background and sees its exit through.
 func (s *Shim) watch(p *process) {
 	s.watchers.Go(func() {
-		ws, err := p.handle.Wait(context.Background())
-		s.known.remove(p.pid)
+		// It stays a zombie until its exit is on record: should this shim die
+		// before, whoever becomes its parent can tell how it ended.
+		ws, err := p.handle.Peek(context.Background())
 		e := record.Exit{Version: record.Version, PID: p.pid, Status: exitStatus(ws), ExitedAt: time.Now().UTC()}
 		if err != nil {
 			e.Status, e.Reason = unobserved, fmt.Sprintf("exit unobserved: %v", err)
@@ -41,6 +42,16 @@ func (s *Shim) watch(p *process) {
 		}
 		s.trim.later()
 	})
+}
+
+// reap takes a process whose exit is on record from the kernel.
+func (s *Shim) reap(p *process) {
+	ctx, cancel := cleaning(context.Background())
+	defer cancel()
+	if _, err := p.handle.Wait(ctx); err != nil && !errors.Is(err, sys.ErrNotChild) {
+		s.config.Log.Warn("process not reaped", "task", p.c.id, "exec", p.id, "pid", p.pid, "error", err)
+	}
+	s.known.remove(p.pid)
 }
 
 // exitStatus is the wire's form of how a process ended: its code, or 128 and
@@ -72,6 +83,7 @@ func (c *container) finish(p *process, e record.Exit) {
 	if err := record.Write("shim.exit", p.dir, record.ExitFile, e); err != nil {
 		log.Error("exit not recorded", "task", c.id, "exec", p.id, "status", e.Status, "error", err)
 	}
+	c.shim.reap(p)
 	if p.isInit() {
 		log.Info("task ended", "task", c.id, "pid", e.PID, "status", e.Status)
 	} else {

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"testing"
@@ -85,4 +86,38 @@ func TestExitStatusOfOrphan(t *testing.T) {
 		t.Log("this kernel keeps no status of a reaped process")
 	}
 	_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // ours if the test is a subreaper
+}
+
+// TestPeek asks for a status twice before it takes it.
+func TestPeek(t *testing.T) {
+	for _, c := range []struct {
+		script string
+		code   int
+		signal unix.Signal
+	}{{"exit 7", 7, -1}, {"exit 0", 0, -1}, {"kill -9 $$", -1, unix.SIGKILL}, {"kill -TERM $$", -1, unix.SIGTERM}} {
+		cmd := exec.Command("sh", "-c", c.script)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p, err := OpenProcess(cmd.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			ws, err := p.Peek(t.Context())
+			if err != nil || ws.Exited() && ws.ExitStatus() != c.code || ws.Signaled() && ws.Signal() != c.signal || ws.Exited() == ws.Signaled() {
+				t.Errorf("%s: peek: %v, %v", c.script, ws, err)
+			}
+		}
+		ws, err := p.Wait(t.Context())
+		if err != nil || ws.Exited() != (c.code >= 0) {
+			t.Errorf("%s: wait: %v, %v", c.script, ws, err)
+		}
+		if _, err := p.Peek(t.Context()); !errors.Is(err, ErrNotChild) {
+			t.Errorf("%s: peek at what was reaped: %v", c.script, err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }

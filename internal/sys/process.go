@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,6 +124,54 @@ func (p *Process) poll(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// Peek blocks until the process, a child of this one, has ended, and tells how.
+// It does not reap it: the status is there for somebody else until Wait is
+// called. ErrNotChild if somebody else has it or has reaped it.
+func (p *Process) Peek(ctx context.Context) (unix.WaitStatus, error) {
+	if err := p.Exited(ctx); err != nil {
+		return 0, err
+	}
+	for {
+		var info childInfo
+		err := unix.Waitid(unix.P_PID, p.pid, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.ECHILD, err == nil && info.pid == 0:
+			return 0, fmt.Errorf("wait for process %d: %w", p.pid, ErrNotChild)
+		case err != nil:
+			return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
+		default:
+			return info.waitStatus(), nil
+		}
+	}
+}
+
+// childInfo is siginfo_t as waitid(2) fills it in on 64-bit machines.
+type childInfo struct {
+	signo, errno, code, _ int32
+	pid                   int32
+	uid                   uint32
+	status                int32
+	_                     [100]byte
+}
+
+// The values of si_code for a child that has ended (sigaction(2)).
+const (
+	cldExited = 1
+	cldDumped = 3
+)
+
+// waitStatus gives the status as wait4(2) does.
+func (i childInfo) waitStatus() unix.WaitStatus {
+	switch i.code {
+	case cldExited:
+		return unix.WaitStatus(i.status&0xff) << 8
+	case cldDumped:
+		return unix.WaitStatus(i.status&0x7f) | 0x80
+	}
+	return unix.WaitStatus(i.status & 0x7f)
 }
 
 // Wait blocks until the process, a child of this one, has ended, reaps it and
