@@ -22,6 +22,16 @@ var points = []string{
 	"shim.cleanup.rename",
 }
 
+// A shim that can't record an exit, and is killed together with the daemon, takes
+// it along: its point only crashes.
+func armament(r *rand.Rand) string {
+	point, fate := points[r.IntN(len(points))], fates[r.IntN(len(fates))]
+	if strings.HasPrefix(point, "shim.exit") {
+		fate = strings.Replace(fate, "fail", "crash", 1)
+	}
+	return "BERTH_FAULTS=" + point + "=" + fate
+}
+
 var fates = []string{"fail-before", "fail-after", "crash-before", "crash-after"}
 
 // chaos kills, stops and starts the daemon and kills shims, until ctx ends. Then
@@ -108,7 +118,7 @@ func (w *world) between(r *rand.Rand, kill, arm bool, do func()) {
 	}
 	w.daemon.Env = nil
 	if arm {
-		w.daemon.Env = []string{"BERTH_FAULTS=" + points[r.IntN(len(points))] + "=" + fates[r.IntN(len(fates))]}
+		w.daemon.Env = []string{armament(r)}
 		w.count("point armed")
 	}
 	w.mu.Lock()

@@ -146,9 +146,14 @@ func newWorld(t *testing.T, duration time.Duration) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w := &world{
+		t: t, daemon: d, starts: 1,
+		mark:  "crash-" + strings.TrimPrefix(d.Dir, "/tmp/berth-t-") + "-",
+		doubt: map[string]bool{}, counts: map[string]int{}, exited: map[string]bool{},
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the daemon's log, its end:\n%s", tail(d.Log(), 24<<10))
+			w.keepLog()
 		}
 		if err := d.Close(); err != nil {
 			t.Error(err)
@@ -157,11 +162,6 @@ func newWorld(t *testing.T, duration time.Duration) *world {
 	d.Args = []string{"--log-level", "info"}
 	if err := d.Start(); err != nil {
 		t.Fatal(err)
-	}
-	w := &world{
-		t: t, daemon: d, until: time.Now().Add(duration), starts: 1,
-		mark:  "crash-" + strings.TrimPrefix(d.Dir, "/tmp/berth-t-") + "-",
-		doubt: map[string]bool{}, counts: map[string]int{}, exited: map[string]bool{},
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
@@ -177,10 +177,24 @@ func newWorld(t *testing.T, duration time.Duration) *world {
 	if _, err := w.client.Import(ctx, archive, &images.ImportOptions{}, nil); err != nil {
 		t.Fatal(err)
 	}
+	w.until = time.Now().Add(duration)
 	return w
 }
 
-func tail(text string, n int) string { return text[max(0, len(text)-n):] }
+// logTail is how much of the daemon's log a failure shows.
+const logTail = 24 << 10
+
+// keepLog shows the end of the daemon's log, and writes all of it to the file
+// that BERTH_CRASH_LOG names.
+func (w *world) keepLog() {
+	log := w.daemon.Log()
+	if path := os.Getenv("BERTH_CRASH_LOG"); path != "" {
+		if err := os.WriteFile(path, []byte(log), 0o600); err != nil {
+			w.t.Error(err)
+		}
+	}
+	w.t.Logf("the daemon's log, its end:\n%s", log[max(0, len(log)-logTail):])
+}
 
 // end looks for what is wrong once all containers are gone.
 func (w *world) end() {

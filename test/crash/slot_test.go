@@ -226,7 +226,7 @@ func (s *slot) makeTask(m *model) {
 		if !s.away(m, err) {
 			s.fail(m, "create: %v", err)
 		}
-		s.born(m.id) // the next shim may be one of a daemon with an armed point
+		m.starts = s.born(m.id) // the next shim may be one of a daemon with an armed point
 		return false, err
 	})
 }
@@ -342,6 +342,8 @@ func (s *slot) freeze(m *model, pause bool) {
 		case s.doubtful(m.id):
 			hopeless++
 		}
+		// A shim that was killed halfway may have done it, or not.
+		m.paused = state.GetStatus() == task.Status_PAUSED
 		return hopeless > 5, err
 	})
 }
