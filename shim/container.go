@@ -28,6 +28,8 @@ type container struct {
 	// noPivot and noKeyring are the runc options of the same meaning.
 	noPivot, noKeyring bool
 
+	oom *oomCount // set by Create; nil where the kernel does not tell
+
 	// lane lets one call at a time change the task; see the package comment.
 	lane chan struct{}
 

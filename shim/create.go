@@ -166,6 +166,7 @@ func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths str
 	if c.private, err = sys.InitOfNamespace(p.pid); err != nil {
 		return nil, fmt.Errorf("task %q: %w", c.id, err)
 	}
+	c.watchOOM(p.pid)
 	p.streams.start()
 	return p, nil
 }

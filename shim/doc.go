@@ -21,6 +21,7 @@
 //	a Start of it that is under way ends, and its event is queued
 //	init only: every other process is ended, and its exit has gone through all of this
 //	what it wrote is passed on, for at most settleTime
+//	what the OOM killer did is counted, and its event queued (oom.go)
 //	the exit record is renamed into the bundle, and only then is it reaped
 //	Wait answers, and the exit event is queued
 //

@@ -80,6 +80,7 @@ func (c *container) finish(p *process, e record.Exit) {
 	if !p.streams.settle() {
 		log.Warn("exit reported before all output is read, the reader is slow", "task", c.id, "exec", p.id)
 	}
+	e.OOMKills = c.countOOM()
 	if err := record.Write("shim.exit", p.dir, record.ExitFile, e); err != nil {
 		log.Error("exit not recorded", "task", c.id, "exec", p.id, "status", e.Status, "error", err)
 	}

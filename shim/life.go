@@ -168,6 +168,7 @@ func (c *container) delete(ctx context.Context) (report, error) {
 			return report{}, fmt.Errorf("%s: unmount rootfs: %w", p.name(), err)
 		}
 	}
+	c.unwatchOOM()
 	st := c.deleted(p)
 	c.shim.remove(c)
 	c.shim.config.Publish(topicDelete, &apievents.TaskDelete{

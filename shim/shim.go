@@ -79,6 +79,7 @@ type Shim struct {
 	leaving    bool
 	sweeper    *time.Timer
 
+	oom      oomWatch
 	watchers sync.WaitGroup
 }
 

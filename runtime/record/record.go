@@ -129,6 +129,9 @@ type Exit struct {
 	// Reason is empty for a status that was waited for; else it says where the
 	// status is from, such as "exit unobserved".
 	Reason string `json:"reason,omitempty"`
+	// OOMKills counts the processes of the container that the kernel's OOM killer
+	// had ended by then, as far as the shim knows.
+	OOMKills uint64 `json:"oom_kills,omitempty"`
 }
 
 // Write replaces the file of that name in dir by v as JSON. op names the fault
