@@ -123,7 +123,8 @@ func (c *CLI) Update(ctx context.Context, id string, resources []byte) (err erro
 	if _, err := in.Seek(0, 0); err != nil {
 		return err
 	}
-	return c.run(ctx, call{command: "update", args: []string{"--resources", "-", id}, stdio: Stdio{In: in}})
+	// Not "-": crun takes that for /dev/stdin, which a small system may lack.
+	return c.run(ctx, call{command: "update", args: []string{"--resources", "/proc/self/fd/0", id}, stdio: Stdio{In: in}})
 }
 
 // State is what the runtime says of a container (runtime-spec, "State").

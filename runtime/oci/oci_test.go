@@ -63,13 +63,13 @@ func TestArguments(t *testing.T) {
 		"exec --process /s --pid-file /p --detach --console-socket /c id\n": func() error {
 			return c.Exec(ctx, "id", ExecOptions{Process: "/s", PIDFile: "/p", ConsoleSocket: "/c"})
 		},
-		"kill id 15\n":                 func() error { return c.Kill(ctx, "id", unix.SIGTERM, false) },
-		"kill --all id 9\n":            func() error { return c.Kill(ctx, "id", unix.SIGKILL, true) },
-		"delete id\n":                  func() error { return c.Delete(ctx, "id", false) },
-		"delete --force id\n":          func() error { return c.Delete(ctx, "id", true) },
-		"pause id\n":                   func() error { return c.Pause(ctx, "id") },
-		"resume id\n":                  func() error { return c.Resume(ctx, "id") },
-		"update --resources - id\n{x}": func() error { return c.Update(ctx, "id", []byte("{x}")) },
+		"kill id 15\n":        func() error { return c.Kill(ctx, "id", unix.SIGTERM, false) },
+		"kill --all id 9\n":   func() error { return c.Kill(ctx, "id", unix.SIGKILL, true) },
+		"delete id\n":         func() error { return c.Delete(ctx, "id", false) },
+		"delete --force id\n": func() error { return c.Delete(ctx, "id", true) },
+		"pause id\n":          func() error { return c.Pause(ctx, "id") },
+		"resume id\n":         func() error { return c.Resume(ctx, "id") },
+		"update --resources /proc/self/fd/0 id\n{x}": func() error { return c.Update(ctx, "id", []byte("{x}")) },
 	} {
 		if err := call(); err != nil {
 			t.Errorf("%s: %v", want, err)
