@@ -11,11 +11,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/berthd/berth/api/services/containers/v1"
 	"github.com/berthd/berth/api/services/snapshots/v1"
 	"github.com/berthd/berth/api/services/tasks/v1"
 	"github.com/berthd/berth/api/types/task"
+	"github.com/berthd/berth/internal/labels"
 )
 
 // killTimeout bounds the time from SIGKILL to the end of a process: longer, and
@@ -29,6 +31,16 @@ func (c *Client) Remove(ctx context.Context, id string, force bool) error {
 	container, err := c.Container(ctx, id)
 	if err != nil {
 		return err
+	}
+	if container.Record.GetLabels()[labels.RestartStatus] != "" && force {
+		// Or the daemon would run it again before its record is gone.
+		_, err := c.Containers().Update(ctx, &containers.UpdateContainerRequest{
+			Container:  &containers.Container{Id: id, Labels: map[string]string{labels.RestartStopped: "true"}},
+			UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels." + labels.RestartStopped}},
+		})
+		if err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("label container %q: %w", id, err)
+		}
 	}
 	if err := c.RemoveTask(ctx, id, force); err != nil {
 		return err

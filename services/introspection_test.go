@@ -55,8 +55,9 @@ func TestPluginsThatClientsLookFor(t *testing.T) {
 	if p := list("id==opt"); len(p) != 1 || p[0].GetExports()["path"] != d.root+"/opt" {
 		t.Errorf("ctr install: %v", p)
 	}
-	if p := list("id==restart"); len(p) != 0 {
-		t.Errorf("restart policies are promised: %v", p)
+	if p := list("id==restart"); len(p) != 1 || p[0].GetType() != "io.containerd.monitor.container.v1" ||
+		strings.Join(p[0].GetCapabilities(), " ") != "no always on-failure unless-stopped" {
+		t.Errorf("nerdctl, restart policies: %v", p)
 	}
 	if p := list("type==io.containerd.runtime.v1", "type==io.containerd.runtime.v2"); len(p) != 1 || len(p[0].GetPlatforms()) != 1 || p[0].GetPlatforms()[0].GetOs() != "linux" {
 		t.Errorf("buildkitd: %v", p)

@@ -16,6 +16,7 @@ type maintenanceService struct {
 	db      *metadata.DB
 	tasks   *runtime.Tasks
 	collect collector
+	failing func() []runtime.Finding
 }
 
 func (s *maintenanceService) Check(r *maintenance.CheckRequest, stream grpc.ServerStreamingServer[maintenance.Problem]) error {
@@ -48,4 +49,21 @@ func (s *maintenanceService) Tasks(context.Context, *maintenance.TasksRequest) (
 		})
 	}
 	return &maintenance.TasksResponse{Tasks: out}, nil
+}
+
+func (s *maintenanceService) Inspect(ctx context.Context, _ *maintenance.InspectRequest) (*maintenance.InspectResponse, error) {
+	found := s.tasks.Inspect(ctx)
+	if s.failing != nil {
+		found = append(s.failing(), found...)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err // one that was cut short must not look clean
+	}
+	reply := &maintenance.InspectResponse{}
+	for _, f := range found {
+		reply.Findings = append(reply.Findings, &maintenance.Finding{
+			Kind: f.Kind, Namespace: f.Namespace, Object: f.Object, Text: f.Text, SinceNs: f.Since.UnixNano(), Repaired: f.Repaired,
+		})
+	}
+	return reply, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	api "github.com/berthd/berth/api/services/introspection/v1"
 	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/restart"
 )
 
 // Snapshotter is a snapshot driver as introspection tells of it.
@@ -52,6 +53,7 @@ func plugins(l Layout) []*api.Plugin {
 		{Type: typePrefix + "event.v1", Id: "exchange"},
 		{Type: typePrefix + "lease.v1", Id: "manager"},
 		{Type: typePrefix + "shim.v1", Id: "manager"},
+		{Type: typePrefix + "monitor.container.v1", Id: "restart", Capabilities: []string{restart.No, restart.Always, restart.OnFailure, restart.UnlessStopped}},
 		{Type: typePrefix + "internal.v1", Id: "opt", Exports: map[string]string{"path": l.OptPath}},
 	}
 	for _, s := range l.Snapshotters {

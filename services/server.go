@@ -47,8 +47,8 @@ const MaxMessage = 16 << 20
 // forwardMethod is the one method of the ttrpc server.
 const forwardMethod = "/containerd.services.events.ttrpc.v1.Events/Forward"
 
-// Config is what the services stand on. Metrics may be nil; all else is
-// required.
+// Config is what the services stand on. Metrics and Failing may be nil; all else
+// is required.
 type Config struct {
 	DB      *metadata.DB
 	Tasks   *runtime.Tasks
@@ -58,6 +58,9 @@ type Config struct {
 	// Collect runs a garbage collection that starts after the call, and waits
 	// for it.
 	Collect func(ctx context.Context) (metadata.Report, error)
+	// Failing tells what is wrong beside tasks: containers that can't be
+	// restarted. It may be nil.
+	Failing func() []runtime.Finding
 	// RuntimeInfo tells what an OCI runtime can do.
 	RuntimeInfo func(ctx context.Context, r *types.RuntimeRequest) (*types.RuntimeInfo, error)
 	Layout      Layout
@@ -128,7 +131,7 @@ func (s *Server) register(c Config, pidns uint64) {
 	eventsgrpc.RegisterEventsServer(g, &eventService{journal: c.Journal, forward: c.Tasks.Forwarded})
 	tasksgrpc.RegisterTasksServer(g, &taskService{db: c.DB, tasks: c.Tasks})
 	bimagesgrpc.RegisterImagesServer(g, &importService{store: c.Images})
-	maintenancegrpc.RegisterMaintenanceServer(g, &maintenanceService{db: c.DB, tasks: c.Tasks, collect: c.Collect})
+	maintenancegrpc.RegisterMaintenanceServer(g, &maintenanceService{db: c.DB, tasks: c.Tasks, collect: c.Collect, failing: c.Failing})
 	logsgrpc.RegisterLogsServer(g, &logService{store: c.Logs, tasks: c.Tasks})
 }
 

@@ -93,7 +93,7 @@ func (a *app) root() *cobra.Command {
 		a.runCommand(), a.startCommand(), a.execCommand(),
 		a.psCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(),
 		a.killCommand(), a.stopCommand(), a.waitCommand(), a.rmCommand(),
-		a.imagesCommand(), a.infoCommand(), a.versionCommand(),
+		a.imagesCommand(), a.updateCommand(), a.doctorCommand(), a.infoCommand(), a.versionCommand(),
 	)
 	ownUsage(root)
 	return root

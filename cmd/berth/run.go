@@ -12,6 +12,7 @@ import (
 
 	"github.com/berthd/berth/api/services/containers/v1"
 	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/runtime/spec"
 )
 
@@ -114,7 +115,11 @@ func (a *app) runDetached(c *client.Client, p *proxy, o client.ContainerOptions)
 	if err != nil {
 		return p.refused(err, "")
 	}
-	if err := startDetached(p.ctx, c, container); err != nil {
+	uri, err := startDetached(p.ctx, c, container)
+	if err == nil && kept(container) {
+		err = setLabels(c, o.ID, map[string]string{labels.RestartLogURI: uri})
+	}
+	if err != nil {
 		return discard(c, o.ID, p.refused(err, commandOf(container)))
 	}
 	fmt.Fprintln(a.out, o.ID)
@@ -130,18 +135,18 @@ func commandOf(container *client.Container) string {
 	return s.Process.Args[0]
 }
 
-// startDetached runs a container's first process with its output to the log.
-func startDetached(ctx context.Context, c *client.Client, container *client.Container) error {
-	uri, err := c.PrepareLog(ctx, container.ID())
-	if err != nil {
-		return err
+// startDetached runs a container's first process with its output to the log, and
+// gives the URI of that.
+func startDetached(ctx context.Context, c *client.Client, container *client.Container) (uri string, err error) {
+	if uri, err = c.PrepareLog(ctx, container.ID()); err != nil {
+		return "", err
 	}
 	p, err := container.NewTask(ctx, client.TaskOptions{LogURI: uri})
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = p.Start(ctx)
-	return err
+	return uri, err
 }
 
 // runForeground makes a container, lives with it until it ends, and removes it

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"strings"
 
@@ -27,6 +28,7 @@ type runFlags struct {
 	runtime     string
 	snapshotter string
 	stopSignal  string
+	restart     string
 
 	env, envFiles []string
 	user, cwd     string
@@ -55,6 +57,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.runtime, "runtime", "", "OCI `runtime`, as a program or a path, or name of a shim's runtime like "+client.DefaultRuntime)
 	flags.StringVar(&f.snapshotter, "snapshotter", "", "`snapshotter` for its files")
 	flags.StringVar(&f.stopSignal, "stop-signal", "", "`signal` by which stop asks it to end")
+	registerRestart(flags, &f.restart)
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment, as `KEY[=VALUE]`; KEY alone passes berth's own on")
 	flags.StringArrayVar(&f.envFiles, "env-file", nil, "`file` with such lines")
 	flags.StringVarP(&f.user, "user", "u", "", "user, as `NAME|UID[:GROUP|GID]`")
@@ -85,7 +88,15 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 
 // check refuses flags that do not go together.
 func (f *runFlags) check() error {
+	policy, err := checkRestart(f.restart)
 	switch {
+	case err != nil:
+		return usage(err)
+	case policy != "no" && f.remove:
+		return hint(fmt.Errorf("--restart %s with --rm: a container is either kept or removed when it ends", policy), "leave one of them out")
+	case policy != "no" && !f.detach:
+		return hint(fmt.Errorf("--restart %s in the foreground: who watches would see the first run alone", policy),
+			"run it with -d, and read its output with `berth logs -f`")
 	case f.detach && f.remove:
 		return hint(errors.New("--rm with -d: nobody would be there to remove the container when it ends"),
 			"run it without --rm, and `berth rm` it afterwards")
@@ -111,6 +122,11 @@ func (f *runFlags) options(image string, args []string) (client.ContainerOptions
 			return o, fmt.Errorf("label %q has no key", label)
 		}
 		o.Labels[key] = value
+	}
+	if policy, err := checkRestart(f.restart); err != nil {
+		return o, err
+	} else if policy != "no" {
+		maps.Copy(o.Labels, restartLabels(policy, ""))
 	}
 	if f.stopSignal != "" {
 		if _, err := parseSignal(f.stopSignal); err != nil {

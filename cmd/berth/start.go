@@ -49,10 +49,10 @@ func (a *app) startAgain(ctx context.Context, c *client.Client, container *clien
 	if err != nil || running {
 		return err
 	}
-	if err := startDetached(ctx, c, container); err != nil {
+	if _, err := startDetached(ctx, c, container); err != nil {
 		return errors.Join(err, discardTask(c, container.ID()))
 	}
-	return nil
+	return markStopped(c, container, false)
 }
 
 // clear takes away what is left of a container's last run, unless it goes on.

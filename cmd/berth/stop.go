@@ -47,6 +47,9 @@ func (a *app) stopCommand() *cobra.Command {
 // stop ends a container's first process, by request if it heeds that within the
 // grace. One that has ended already is no error.
 func stop(ctx context.Context, c *client.Client, container *client.Container, grace time.Duration) error {
+	if err := markStopped(c, container, true); err != nil {
+		return err
+	}
 	state, err := taskState(ctx, c, container.ID())
 	if err != nil {
 		return err

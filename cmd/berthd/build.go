@@ -19,6 +19,7 @@ import (
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/internal/version"
 	"github.com/berthd/berth/metadata"
+	"github.com/berthd/berth/restart"
 	"github.com/berthd/berth/runtime"
 	"github.com/berthd/berth/services"
 )
@@ -80,7 +81,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 		return nil, err
 	}
 
-	// Engines: collection, images, features of OCI runtimes.
+	// Engines: collection, images, restart policies, features of OCI runtimes.
 	collector := &gc.Scheduler{
 		Store: &countedStore{st.db, metrics}, Log: log, StartupDelay: cfg.GC.StartupDelay.Duration,
 		Delay: cfg.GC.ScheduleDelay.Duration, Budget: cfg.GC.PauseThreshold,
@@ -89,12 +90,13 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	if err := store.Sweep(ctx); err != nil {
 		log.Warn("what imports have left that were cut off stays for a day", "error", err)
 	}
+	keeper := &restart.Engine{Store: restart.Records{DB: st.db}, Tasks: tasks, Journal: st.journal, Log: log}
 	runtimes := &features{binary: cfg.Runtime.Binary, deadline: cfg.Deadlines.Features.Duration}
 
 	// Surface: the services.
 	p.server, err = services.New(services.Config{
 		DB: st.db, Tasks: tasks, Journal: st.journal, Images: store, Logs: st.output,
-		Collect: collector.Collect, RuntimeInfo: runtimes.info, Layout: p.layout(st.drivers),
+		Collect: collector.Collect, Failing: failing(keeper), RuntimeInfo: runtimes.info, Layout: p.layout(st.drivers),
 		UUID: st.uuid, Build: version.Build(), Log: log, Metrics: metrics, Drain: cfg.Deadlines.Drain.Duration,
 	})
 	if err != nil {
@@ -102,6 +104,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	}
 	p.background = append(p.background,
 		part{"supervision of tasks", tasks.Run},
+		part{"restart policies", keeper.Run},
 		part{"garbage collection", collector.Run},
 		part{"sweep of orphans", st.db.Sweep},
 	)

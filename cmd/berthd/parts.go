@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/berthd/berth/internal/config"
 	"github.com/berthd/berth/internal/obs"
 	"github.com/berthd/berth/metadata"
+	"github.com/berthd/berth/restart"
 	"github.com/berthd/berth/runtime"
 	"github.com/berthd/berth/services"
 )
@@ -86,6 +89,20 @@ func (p *parts) endpoints(tasks *runtime.Tasks) (*obs.Metrics, error) {
 	p.opened(e)
 	p.background = append(p.background, part{e.what, e.run})
 	return m, nil
+}
+
+// failing tells of the containers that can't be kept as their labels say.
+func failing(e *restart.Engine) func() []runtime.Finding {
+	return func() []runtime.Finding {
+		var found []runtime.Finding
+		for _, f := range e.Failures() {
+			found = append(found, runtime.Finding{
+				Kind: "restart", Namespace: f.Namespace, Object: f.ID, Since: f.Since,
+				Text: fmt.Sprintf("can't be kept as its labels say: %v; tried again in %s", f.Err, max(0, time.Until(f.Next)).Round(time.Second)),
+			})
+		}
+		return found
+	}
 }
 
 // layout is what clients want to know of where things are.

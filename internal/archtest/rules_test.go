@@ -14,7 +14,7 @@ var floors = [][]string{
 	{"./internal/...", "./protobuf"},
 	{"./content/...", "./snapshots/...", "./events", "./remotes", "./diff", "./runtime/oci", "./runtime/spec", "./runtime/record", "./metadata/boltfile"},
 	{"./metadata", "./runtime"},
-	{"./images", "./gc", "./shim"},
+	{"./images", "./gc", "./restart", "./shim"},
 	{"./services", "./cri", "./client/..."},
 	{"./cmd/..."},
 }

@@ -442,6 +442,181 @@ func (x *Task) GetPid() uint32 {
 	return 0
 }
 
+// Request of Inspect.
+type InspectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectRequest) Reset() {
+	*x = InspectRequest{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectRequest) ProtoMessage() {}
+
+func (x *InspectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
+func (*InspectRequest) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{7}
+}
+
+// InspectResponse tells what is wrong with tasks and with what they leave.
+type InspectResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Open findings, then what was repaired of late.
+	Findings      []*Finding `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectResponse) Reset() {
+	*x = InspectResponse{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectResponse) ProtoMessage() {}
+
+func (x *InspectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
+func (*InspectResponse) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *InspectResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+// Finding is one thing that is, or was, not as it has to be.
+type Finding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What kind of thing: "shim", "exit", "exec", "record", "task", "bundle",
+	// "mount", "oci-state", "cgroup", "socket", "restart".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Namespace of the object; empty where there is none.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Which one: the id of a task, or a path.
+	Object string `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`
+	// What is wrong with it, and what can be done.
+	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	// Since when it is known, in nanoseconds since 1970.
+	SinceNs int64 `protobuf:"varint,5,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	// What was done about it; empty while it is open.
+	Repaired      string `protobuf:"bytes,6,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Finding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Finding) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Finding) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Finding) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Finding) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
+}
+
+func (x *Finding) GetRepaired() string {
+	if x != nil {
+		return x.Repaired
+	}
+	return ""
+}
+
 var File_api_berth_maintenance_v1_maintenance_proto protoreflect.FileDescriptor
 
 const file_api_berth_maintenance_v1_maintenance_proto_rawDesc = "" +
@@ -473,7 +648,17 @@ const file_api_berth_maintenance_v1_maintenance_proto_rawDesc = "" +
 	"\averdict\x18\x03 \x01(\tR\averdict\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x19\n" +
 	"\bshim_pid\x18\x05 \x01(\rR\ashimPid\x12\x10\n" +
-	"\x03pid\x18\x06 \x01(\rR\x03pidB>Z<github.com/berthd/berth/api/berth/maintenance/v1;maintenanceb\x06proto3"
+	"\x03pid\x18\x06 \x01(\rR\x03pid\"\x10\n" +
+	"\x0eInspectRequest\"L\n" +
+	"\x0fInspectResponse\x129\n" +
+	"\bfindings\x18\x01 \x03(\v2\x1d.berth.maintenance.v1.FindingR\bfindings\"\x9e\x01\n" +
+	"\aFinding\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x16\n" +
+	"\x06object\x18\x03 \x01(\tR\x06object\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x19\n" +
+	"\bsince_ns\x18\x05 \x01(\x03R\asinceNs\x12\x1a\n" +
+	"\brepaired\x18\x06 \x01(\tR\brepairedB>Z<github.com/berthd/berth/api/berth/maintenance/v1;maintenanceb\x06proto3"
 
 var (
 	file_api_berth_maintenance_v1_maintenance_proto_rawDescOnce sync.Once
@@ -487,7 +672,7 @@ func file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP() []byte {
 	return file_api_berth_maintenance_v1_maintenance_proto_rawDescData
 }
 
-var file_api_berth_maintenance_v1_maintenance_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_api_berth_maintenance_v1_maintenance_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_api_berth_maintenance_v1_maintenance_proto_goTypes = []any{
 	(*CheckRequest)(nil),    // 0: berth.maintenance.v1.CheckRequest
 	(*Problem)(nil),         // 1: berth.maintenance.v1.Problem
@@ -496,14 +681,18 @@ var file_api_berth_maintenance_v1_maintenance_proto_goTypes = []any{
 	(*TasksRequest)(nil),    // 4: berth.maintenance.v1.TasksRequest
 	(*TasksResponse)(nil),   // 5: berth.maintenance.v1.TasksResponse
 	(*Task)(nil),            // 6: berth.maintenance.v1.Task
+	(*InspectRequest)(nil),  // 7: berth.maintenance.v1.InspectRequest
+	(*InspectResponse)(nil), // 8: berth.maintenance.v1.InspectResponse
+	(*Finding)(nil),         // 9: berth.maintenance.v1.Finding
 }
 var file_api_berth_maintenance_v1_maintenance_proto_depIdxs = []int32{
 	6, // 0: berth.maintenance.v1.TasksResponse.tasks:type_name -> berth.maintenance.v1.Task
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	9, // 1: berth.maintenance.v1.InspectResponse.findings:type_name -> berth.maintenance.v1.Finding
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_api_berth_maintenance_v1_maintenance_proto_init() }
@@ -517,7 +706,7 @@ func file_api_berth_maintenance_v1_maintenance_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_berth_maintenance_v1_maintenance_proto_rawDesc), len(file_api_berth_maintenance_v1_maintenance_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -25,29 +25,34 @@ var File_api_berth_maintenance_v1_maintenance_service_proto protoreflect.FileDes
 
 const file_api_berth_maintenance_v1_maintenance_service_proto_rawDesc = "" +
 	"\n" +
-	"2api/berth/maintenance/v1/maintenance_service.proto\x12\x14berth.maintenance.v1\x1a*api/berth/maintenance/v1/maintenance.proto2\x85\x02\n" +
+	"2api/berth/maintenance/v1/maintenance_service.proto\x12\x14berth.maintenance.v1\x1a*api/berth/maintenance/v1/maintenance.proto2\xdd\x02\n" +
 	"\vMaintenance\x12L\n" +
 	"\x05Check\x12\".berth.maintenance.v1.CheckRequest\x1a\x1d.berth.maintenance.v1.Problem0\x01\x12V\n" +
 	"\aCollect\x12$.berth.maintenance.v1.CollectRequest\x1a%.berth.maintenance.v1.CollectResponse\x12P\n" +
-	"\x05Tasks\x12\".berth.maintenance.v1.TasksRequest\x1a#.berth.maintenance.v1.TasksResponseBRZPgithub.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc;maintenancegrpcb\x06proto3"
+	"\x05Tasks\x12\".berth.maintenance.v1.TasksRequest\x1a#.berth.maintenance.v1.TasksResponse\x12V\n" +
+	"\aInspect\x12$.berth.maintenance.v1.InspectRequest\x1a%.berth.maintenance.v1.InspectResponseBRZPgithub.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc;maintenancegrpcb\x06proto3"
 
 var file_api_berth_maintenance_v1_maintenance_service_proto_goTypes = []any{
 	(*v1.CheckRequest)(nil),    // 0: berth.maintenance.v1.CheckRequest
 	(*v1.CollectRequest)(nil),  // 1: berth.maintenance.v1.CollectRequest
 	(*v1.TasksRequest)(nil),    // 2: berth.maintenance.v1.TasksRequest
-	(*v1.Problem)(nil),         // 3: berth.maintenance.v1.Problem
-	(*v1.CollectResponse)(nil), // 4: berth.maintenance.v1.CollectResponse
-	(*v1.TasksResponse)(nil),   // 5: berth.maintenance.v1.TasksResponse
+	(*v1.InspectRequest)(nil),  // 3: berth.maintenance.v1.InspectRequest
+	(*v1.Problem)(nil),         // 4: berth.maintenance.v1.Problem
+	(*v1.CollectResponse)(nil), // 5: berth.maintenance.v1.CollectResponse
+	(*v1.TasksResponse)(nil),   // 6: berth.maintenance.v1.TasksResponse
+	(*v1.InspectResponse)(nil), // 7: berth.maintenance.v1.InspectResponse
 }
 var file_api_berth_maintenance_v1_maintenance_service_proto_depIdxs = []int32{
 	0, // 0: berth.maintenance.v1.Maintenance.Check:input_type -> berth.maintenance.v1.CheckRequest
 	1, // 1: berth.maintenance.v1.Maintenance.Collect:input_type -> berth.maintenance.v1.CollectRequest
 	2, // 2: berth.maintenance.v1.Maintenance.Tasks:input_type -> berth.maintenance.v1.TasksRequest
-	3, // 3: berth.maintenance.v1.Maintenance.Check:output_type -> berth.maintenance.v1.Problem
-	4, // 4: berth.maintenance.v1.Maintenance.Collect:output_type -> berth.maintenance.v1.CollectResponse
-	5, // 5: berth.maintenance.v1.Maintenance.Tasks:output_type -> berth.maintenance.v1.TasksResponse
-	3, // [3:6] is the sub-list for method output_type
-	0, // [0:3] is the sub-list for method input_type
+	3, // 3: berth.maintenance.v1.Maintenance.Inspect:input_type -> berth.maintenance.v1.InspectRequest
+	4, // 4: berth.maintenance.v1.Maintenance.Check:output_type -> berth.maintenance.v1.Problem
+	5, // 5: berth.maintenance.v1.Maintenance.Collect:output_type -> berth.maintenance.v1.CollectResponse
+	6, // 6: berth.maintenance.v1.Maintenance.Tasks:output_type -> berth.maintenance.v1.TasksResponse
+	7, // 7: berth.maintenance.v1.Maintenance.Inspect:output_type -> berth.maintenance.v1.InspectResponse
+	4, // [4:8] is the sub-list for method output_type
+	0, // [0:4] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name

@@ -23,6 +23,7 @@ const (
 	Maintenance_Check_FullMethodName   = "/berth.maintenance.v1.Maintenance/Check"
 	Maintenance_Collect_FullMethodName = "/berth.maintenance.v1.Maintenance/Collect"
 	Maintenance_Tasks_FullMethodName   = "/berth.maintenance.v1.Maintenance/Tasks"
+	Maintenance_Inspect_FullMethodName = "/berth.maintenance.v1.Maintenance/Inspect"
 )
 
 // MaintenanceClient is the client API for Maintenance service.
@@ -39,6 +40,10 @@ type MaintenanceClient interface {
 	Collect(ctx context.Context, in *v1.CollectRequest, opts ...grpc.CallOption) (*v1.CollectResponse, error)
 	// Tasks lists what the daemon supervises, with what it knows of each shim.
 	Tasks(ctx context.Context, in *v1.TasksRequest, opts ...grpc.CallOption) (*v1.TasksResponse, error)
+	// Inspect compares tasks with their processes, control groups and records,
+	// and with what tasks leave, as the watchdog does from time to time. It
+	// repairs what can be proved, kills nothing, and tells what it found.
+	Inspect(ctx context.Context, in *v1.InspectRequest, opts ...grpc.CallOption) (*v1.InspectResponse, error)
 }
 
 type maintenanceClient struct {
@@ -88,6 +93,16 @@ func (c *maintenanceClient) Tasks(ctx context.Context, in *v1.TasksRequest, opts
 	return out, nil
 }
 
+func (c *maintenanceClient) Inspect(ctx context.Context, in *v1.InspectRequest, opts ...grpc.CallOption) (*v1.InspectResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.InspectResponse)
+	err := c.cc.Invoke(ctx, Maintenance_Inspect_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // MaintenanceServer is the server API for Maintenance service.
 // All implementations must embed UnimplementedMaintenanceServer
 // for forward compatibility.
@@ -102,6 +117,10 @@ type MaintenanceServer interface {
 	Collect(context.Context, *v1.CollectRequest) (*v1.CollectResponse, error)
 	// Tasks lists what the daemon supervises, with what it knows of each shim.
 	Tasks(context.Context, *v1.TasksRequest) (*v1.TasksResponse, error)
+	// Inspect compares tasks with their processes, control groups and records,
+	// and with what tasks leave, as the watchdog does from time to time. It
+	// repairs what can be proved, kills nothing, and tells what it found.
+	Inspect(context.Context, *v1.InspectRequest) (*v1.InspectResponse, error)
 	mustEmbedUnimplementedMaintenanceServer()
 }
 
@@ -120,6 +139,9 @@ func (UnimplementedMaintenanceServer) Collect(context.Context, *v1.CollectReques
 }
 func (UnimplementedMaintenanceServer) Tasks(context.Context, *v1.TasksRequest) (*v1.TasksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Tasks not implemented")
+}
+func (UnimplementedMaintenanceServer) Inspect(context.Context, *v1.InspectRequest) (*v1.InspectResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Inspect not implemented")
 }
 func (UnimplementedMaintenanceServer) mustEmbedUnimplementedMaintenanceServer() {}
 func (UnimplementedMaintenanceServer) testEmbeddedByValue()                     {}
@@ -189,6 +211,24 @@ func _Maintenance_Tasks_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Maintenance_Inspect_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.InspectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MaintenanceServer).Inspect(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Maintenance_Inspect_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MaintenanceServer).Inspect(ctx, req.(*v1.InspectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Maintenance_ServiceDesc is the grpc.ServiceDesc for Maintenance service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -203,6 +243,10 @@ var Maintenance_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Tasks",
 			Handler:    _Maintenance_Tasks_Handler,
+		},
+		{
+			MethodName: "Inspect",
+			Handler:    _Maintenance_Inspect_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
