@@ -96,6 +96,8 @@ func (d *daemon) Forward(_ context.Context, r *forward.ForwardRequest) (*emptypb
 		text += " " + m.ContainerId
 	case *apievents.TaskStart:
 		text += " " + m.ContainerId
+	case *apievents.TaskOOM:
+		text += " " + m.ContainerId
 	case *apievents.TaskPaused:
 		text += " " + m.ContainerId
 	case *apievents.TaskResumed:
