@@ -208,7 +208,7 @@ const maxFile = 64 << 10
 // readFile reads a small file; nil if it isn't there.
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EOPNOTSUPP) { // pressure that is switched off
 		return nil, nil
 	}
 	if err != nil {

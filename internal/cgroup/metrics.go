@@ -28,9 +28,12 @@ type source struct {
 	single []protowire.Number
 	prefix []protowire.Number
 	keys   []key
+	// parse, where it is set, reads the file into the message at prefix.
+	parse func(text string, m *message)
 }
 
-// key is a line "name number" of a file.
+// key is a line "name number" of a file. Where several names have one field, it
+// gets their sum: later kernels tell apart what the message does not.
 type key struct {
 	name  string
 	field protowire.Number
@@ -42,6 +45,7 @@ var sourcesV1 = []source{
 	{controller: "cpuacct", file: "cpuacct.usage", single: []protowire.Number{3, 1, 1}},
 	{controller: "cpuacct", file: "cpuacct.usage_sys", single: []protowire.Number{3, 1, 2}},
 	{controller: "cpuacct", file: "cpuacct.usage_user", single: []protowire.Number{3, 1, 3}},
+	{controller: "cpuacct", file: "cpuacct.usage_percpu", prefix: []protowire.Number{3, 1}, parse: perCPU},
 	{controller: "cpu", file: "cpu.stat", prefix: []protowire.Number{3, 2}, keys: []key{
 		{"nr_periods", 1}, {"nr_throttled", 2}, {"throttled_time", 3},
 	}},
@@ -72,6 +76,8 @@ var sourcesV1 = []source{
 	{controller: "memory", file: "memory.oom_control", prefix: []protowire.Number{9}, keys: []key{
 		{"oom_kill_disable", 1}, {"under_oom", 2}, {"oom_kill", 3},
 	}},
+	{controller: "rdma", file: "rdma.current", prefix: []protowire.Number{6}, parse: rdma(1)},
+	{controller: "rdma", file: "rdma.max", prefix: []protowire.Number{6}, parse: rdma(2)},
 }
 
 var sourcesV2 = []source{
@@ -85,7 +91,8 @@ var sourcesV2 = []source{
 		{"anon", 1}, {"file", 2}, {"kernel_stack", 3}, {"slab", 4}, {"sock", 5}, {"shmem", 6}, {"file_mapped", 7}, {"file_dirty", 8},
 		{"file_writeback", 9}, {"anon_thp", 10}, {"inactive_anon", 11}, {"active_anon", 12}, {"inactive_file", 13},
 		{"active_file", 14}, {"unevictable", 15}, {"slab_reclaimable", 16}, {"slab_unreclaimable", 17}, {"pgfault", 18},
-		{"pgmajfault", 19}, {"workingset_refault", 20}, {"workingset_activate", 21}, {"workingset_nodereclaim", 22},
+		{"pgmajfault", 19}, {"workingset_refault", 20}, {"workingset_refault_anon", 20}, {"workingset_refault_file", 20},
+		{"workingset_activate", 21}, {"workingset_activate_anon", 21}, {"workingset_activate_file", 21}, {"workingset_nodereclaim", 22},
 		{"pgrefill", 23}, {"pgscan", 24}, {"pgsteal", 25}, {"pgactivate", 26}, {"pgdeactivate", 27}, {"pglazyfree", 28},
 		{"pglazyfreed", 29}, {"thp_fault_alloc", 30}, {"thp_collapse_alloc", 31},
 	}},
@@ -98,6 +105,12 @@ var sourcesV2 = []source{
 	{file: "memory.events", prefix: []protowire.Number{8}, keys: []key{
 		{"low", 1}, {"high", 2}, {"max", 3}, {"oom", 4}, {"oom_kill", 5}, {"oom_group_kill", 6},
 	}},
+	{file: "cpu.pressure", prefix: []protowire.Number{2, 7}, parse: pressure},
+	{file: "memory.pressure", prefix: []protowire.Number{4, 38}, parse: pressure},
+	{file: "io.pressure", prefix: []protowire.Number{6, 2}, parse: pressure},
+	{file: "io.stat", prefix: []protowire.Number{6}, parse: ioStat},
+	{file: "rdma.current", prefix: []protowire.Number{5}, parse: rdma(1)},
+	{file: "rdma.max", prefix: []protowire.Number{5}, parse: rdma(2)},
 }
 
 // Metrics reads what the group has used, as the name and the encoding of a
@@ -107,7 +120,7 @@ func (g Group) Metrics() (typeName string, value []byte, err error) {
 	if g.Unified != "" {
 		sources, typeName = sourcesV2, TypeV2
 	}
-	var root message
+	root := &message{}
 	for _, s := range sources {
 		dir := g.Unified
 		if dir == "" {
@@ -119,24 +132,36 @@ func (g Group) Metrics() (typeName string, value []byte, err error) {
 		if err != nil {
 			return "", nil, fmt.Errorf("metrics: %w", err)
 		}
-		s.read(string(data), &root)
+		if len(data) > 0 {
+			s.read(string(data), root)
+		}
+	}
+	more := g.families(root)
+	if more != nil {
+		return "", nil, fmt.Errorf("metrics: %w", more)
 	}
 	return typeName, root.encode(), nil
 }
 
 // read puts what a file says into the message.
 func (s source) read(text string, root *message) {
-	if s.single != nil {
+	switch {
+	case s.parse != nil:
+		s.parse(text, root.at(s.prefix...))
+		return
+	case s.single != nil:
 		if n, ok := number(text); ok {
-			root.set(s.single, n)
+			last := len(s.single) - 1
+			root.at(s.single[:last]...).set(s.single[last], n)
 		}
 		return
 	}
+	m := root.at(s.prefix...)
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		i := slices.IndexFunc(s.keys, func(k key) bool { return k.name == name })
 		if n, ok := number(value); ok && i >= 0 {
-			root.set(append(slices.Clone(s.prefix), s.keys[i].field), n)
+			m.sum(s.keys[i].field, n)
 		}
 	}
 }
@@ -150,46 +175,4 @@ func number(text string) (uint64, bool) {
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
 	return n, err == nil
-}
-
-// message is a protobuf message of unsigned numbers and messages.
-type message struct {
-	fields []field // in ascending order
-}
-
-type field struct {
-	number protowire.Number
-	value  uint64
-	sub    *message // instead of value
-}
-
-// set puts a number at a path of field numbers.
-func (m *message) set(path []protowire.Number, value uint64) {
-	i, found := slices.BinarySearchFunc(m.fields, path[0], func(f field, n protowire.Number) int { return int(f.number - n) })
-	if !found {
-		f := field{number: path[0]}
-		if len(path) > 1 {
-			f.sub = &message{}
-		}
-		m.fields = slices.Insert(m.fields, i, f)
-	}
-	if len(path) > 1 {
-		m.fields[i].sub.set(path[1:], value)
-		return
-	}
-	m.fields[i].value = value
-}
-
-func (m *message) encode() []byte {
-	var b []byte
-	for _, f := range m.fields {
-		if f.sub != nil {
-			b = protowire.AppendTag(b, f.number, protowire.BytesType)
-			b = protowire.AppendBytes(b, f.sub.encode())
-			continue
-		}
-		b = protowire.AppendTag(b, f.number, protowire.VarintType)
-		b = protowire.AppendVarint(b, f.value)
-	}
-	return b
 }
