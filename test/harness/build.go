@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 )
 
 // Programs is where the programs under test lie.
@@ -22,24 +23,33 @@ const ImageName = "berth.test/busybox:latest"
 // command are built with the race detector, whose reports end up in the
 // daemon's log, where Daemon.Stop looks for them. The shim is built as it is
 // shipped. Where BERTH_TEST_PROGRAMS names a directory, what is there is used.
-func Build(dir string) (*Programs, error) { return build(dir) }
+func Build(dir string) (*Programs, error) { return build(dir, true) }
+
+// BuildShipped builds all programs as they are shipped, for tests that measure.
+func BuildShipped(dir string) (*Programs, error) { return build(dir, false) }
 
 // BuildFaults is Build with fault points in daemon and shim, which the
 // environment variable BERTH_FAULTS arms.
-func BuildFaults(dir string) (*Programs, error) { return build(dir, "-tags", "faults") }
+func BuildFaults(dir string) (*Programs, error) { return build(dir, true, "-tags", "faults") }
 
-func build(dir string, flags ...string) (*Programs, error) {
+func build(dir string, race bool, flags ...string) (*Programs, error) {
 	if built := os.Getenv("BERTH_TEST_PROGRAMS"); built != "" && len(flags) == 0 { // on a machine without Go
 		return &Programs{Dir: built, Image: filepath.Join(built, "image.tar"), Module: filepath.Dir(built)}, nil
 	}
 	_, here, _, _ := runtime.Caller(0)
 	p := &Programs{Dir: dir, Image: filepath.Join(dir, "image.tar"), Module: filepath.Dir(filepath.Dir(filepath.Dir(here)))}
-	steps := []struct {
+	type step struct {
 		env  []string
 		args []string
-	}{
-		{[]string{"CGO_ENABLED=1"}, []string{"build", "-race", "-o", dir + "/", "./cmd/berthd", "./cmd/berth"}},
-		{[]string{"CGO_ENABLED=0"}, []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/", "./cmd/berth-shim"}},
+	}
+	shipped := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/"}
+	daemon := step{[]string{"CGO_ENABLED=0"}, append(slices.Clone(shipped), "-tags", "grpcnotrace", "./cmd/berthd", "./cmd/berth")}
+	if race {
+		daemon = step{[]string{"CGO_ENABLED=1"}, []string{"build", "-race", "-o", dir + "/", "./cmd/berthd", "./cmd/berth"}}
+	}
+	steps := []step{
+		daemon,
+		{[]string{"CGO_ENABLED=0"}, append(slices.Clone(shipped), "./cmd/berth-shim")},
 		{nil, []string{"run", "./internal/testimage/mkimage", "-o", p.Image, "-name", ImageName}},
 	}
 	for _, step := range steps {
