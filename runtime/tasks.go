@@ -188,6 +188,24 @@ func (t *Tasks) Run(ctx context.Context) error {
 	return t.Close()
 }
 
+// Settle waits until the shims of deleted tasks have left and their last events
+// are published, or ctx ends. What is not done then the next daemon does.
+func (t *Tasks) Settle(ctx context.Context) {
+	t.mu.Lock()
+	all := slices.Collect(maps.Values(t.tasks))
+	t.mu.Unlock()
+	for _, k := range all {
+		if k.view().stand != leaving {
+			continue
+		}
+		select {
+		case <-k.ctx.Done():
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // Close lets go of every shim, without a word to it, and waits for what Run and
 // the calls have started.
 func (t *Tasks) Close() error {

@@ -76,6 +76,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 		return nil, err
 	}
 	p.opened(tasks)
+	p.settle = tasks.Settle
 	metrics, err := p.endpoints(tasks)
 	if err != nil {
 		return nil, err

@@ -27,8 +27,9 @@ type parts struct {
 	cfg        config.Config
 	log        *slog.Logger
 	server     *services.Server
-	background []part      // run beside the server
-	closers    []io.Closer // in the order they were opened
+	settle     func(ctx context.Context) // lets what is on its way out go, before the server stops
+	background []part                    // run beside the server
+	closers    []io.Closer               // in the order they were opened
 }
 
 // part is something that runs as long as the daemon.

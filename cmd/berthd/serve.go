@@ -63,6 +63,10 @@ func limitMemory(m config.Memory) {
 	}
 }
 
+// settleTime is how long a daemon that was told to stop takes events from the
+// shims of tasks that were deleted just before. Mostly there are none.
+const settleTime = time.Second
+
 // run listens, tells whoever started the daemon that it is ready, and serves
 // until ctx ends.
 func (p *parts) run(ctx context.Context, r *reloader, errOut io.Writer, began time.Time) error {
@@ -92,7 +96,15 @@ func (p *parts) run(ctx context.Context, r *reloader, errOut io.Writer, began ti
 	})
 	p.log.Info("berthd serves", "address", p.cfg.GRPC.Address, "pid", os.Getpid(), "version", version.String(), obs.Took(began))
 	notify(p.log, daemon.SdNotifyReady)
-	err = p.server.Serve(ctx, forGRPC, forTTRPC)
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() {
+		defer stop()
+		bound, cancel := context.WithTimeout(background, settleTime)
+		defer cancel()
+		p.settle(bound)
+	})()
+	err = p.server.Serve(serving, forGRPC, forTTRPC)
 	notify(p.log, daemon.SdNotifyStopping)
 	p.log.Info("berthd stops; containers run on")
 	end()
