@@ -225,9 +225,10 @@ func TestConsole(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		fd := int(master.Fd()) // once: it makes the terminal blocking, for the streams too
 		fds := make([]int, count)
 		for i := range fds {
-			fds[i] = int(master.Fd())
+			fds[i] = fd
 		}
 		send(t, s.socket(), fds)
 		err = s.attach()
@@ -239,7 +240,7 @@ func TestConsole(t *testing.T) {
 			if err := s.console.resize(90, 40); err != nil {
 				t.Error(err)
 			}
-			size, err := unix.IoctlGetWinsize(int(master.Fd()), unix.TIOCGWINSZ)
+			size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
 			if err != nil || size.Col != 90 || size.Row != 40 {
 				t.Errorf("%+v, %v", size, err)
 			}
