@@ -66,9 +66,11 @@ func TestExitStatusOfOrphan(t *testing.T) {
 	if err := sh.Wait(); err != nil {
 		t.Log(err) // read met the end of its input
 	}
-	children, err := Children(pid)
-	if err != nil || len(children) != 1 {
-		t.Fatal(children, err)
+	var children []int
+	for len(children) == 0 { // until the shell has come to its first command
+		if children, err = Children(pid); err != nil {
+			t.Fatal(err)
+		}
 	}
 	sleeper, err := os.FindProcess(children[0])
 	if err != nil {
@@ -119,5 +121,44 @@ func TestPeek(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestLastStatus waits for a child, and only looks at another one's.
+func TestLastStatus(t *testing.T) {
+	child := open(t, start(t, "sh", "-c", "exit 7"), true)
+	if err := child.Exited(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if status, source := child.LastStatus(); source != SourceWait || status.ExitStatus() != 7 {
+		t.Errorf("child: %v from %s", status, source)
+	}
+	if _, err := ReadStat(child.PID()); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("it was not reaped: %v", err)
+	}
+	if status, source := child.LastStatus(); source != SourceNone && (source != SourcePidfd || status.ExitStatus() != 7) {
+		t.Errorf("reaped before: %v from %s", status, source)
+	}
+
+	// The zombie of a parent that does not wait.
+	sh := exec.Command("sh", "-c", "sh -c 'exit 5' & exec sleep 1000")
+	if err := sh.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = sh.Process.Kill(), sh.Wait() }()
+	var zombie int
+	for zombie == 0 {
+		if children, err := Children(sh.Process.Pid); err != nil {
+			t.Fatal(err)
+		} else if len(children) == 1 && Zombie(children[0]) {
+			zombie = children[0]
+		}
+	}
+	if status, source := open(t, zombie, true).LastStatus(); source != SourceZombie || status.ExitStatus() != 5 {
+		t.Errorf("zombie: %v from %s", status, source)
+	}
+	living := open(t, sh.Process.Pid, true)
+	if status, source := living.LastStatus(); source != SourceNone {
+		t.Errorf("living: %v from %s", status, source)
 	}
 }
