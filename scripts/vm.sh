@@ -56,7 +56,7 @@ programs() {
 		mkdir -p "$root/src/$package"
 		[ ! -d "$package/testdata" ] || cp -r "$package/testdata" "$root/src/$package/"
 	done <test/vm/suites
-	cp go.mod "$root/src/"
+	cp -r go.mod docs "$root/src/"
 }
 
 userland() {
@@ -69,6 +69,10 @@ userland() {
 	for applet in $("$busybox" --list); do
 		[ "$applet" = busybox ] || ln -sf /bin/busybox "$root/bin/$applet"
 	done
+	# Where busybox behaves in its own way, tests want what machines have.
+	rm "$root/bin/sh" "$root/bin/yes"
+	copy /bin/dash /usr/bin/yes
+	ln -s dash "$root/bin/sh"
 	copy "$(command -v runc)" "$(command -v crun)" "$(command -v criu)"
 	# criu closes the network of what it dumps with one of these.
 	[ ! -x /usr/sbin/iptables ] || copy /usr/sbin/iptables-restore /usr/sbin/ip6tables-restore /usr/lib/x86_64-linux-gnu/xtables/*.so
