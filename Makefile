@@ -12,7 +12,7 @@ PROGRAMS := berthd berth-shim berth
 BUILD    := CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -tags grpcnotrace -ldflags "-s -w"
 
 .DEFAULT_GOAL := build
-.PHONY: help build install deps test unit faults scripts demo bench proto lint fuzz crash test-vm clean
+.PHONY: help build install deps test unit faults scripts demo bench proto lint fuzz crash soak test-vm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -58,6 +58,10 @@ lint: ## gofmt, go vet, staticcheck
 crash: ## random operations while daemon and shims are killed, for DURATION (5m); SEED repeats a run
 	@scripts/deps.sh run
 	cd test && BERTH_CRASH_DURATION=$(or $(DURATION),5m) BERTH_CRASH_SEED=$(SEED) $(GO) test -count=1 -v -timeout 0 ./crash
+
+soak: ## what shim, daemon and machine hold after EXECS (10000) execs and CYCLES (2000) containers
+	@scripts/deps.sh run
+	cd test && BERTH_SOAK_EXECS=$(or $(EXECS),10000) BERTH_SOAK_CYCLES=$(or $(CYCLES),2000) $(GO) test -count=1 -v -timeout 0 ./soak
 
 test-vm: ## the task tests in a virtual machine with cgroup v2, runc and crun; RUN=regexp selects tests
 	@RUN='$(RUN)' SUITES='$(SUITES)' scripts/vm.sh
