@@ -134,7 +134,7 @@ func (t *Tasks) shimEnv(ns string) []string {
 		key, _, _ := strings.Cut(e, "=")
 		switch key {
 		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
-			"GOMAXPROCS", "GOGC", "GOMEMLIMIT", "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "BERTH_OCI_ROOT":
+			"GOMAXPROCS", "GODEBUG", "GOGC", "GOMEMLIMIT", "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "BERTH_OCI_ROOT":
 			continue
 		}
 		env = append(env, e)
@@ -144,6 +144,9 @@ func (t *Tasks) shimEnv(ns string) []string {
 		"GRPC_ADDRESS="+t.cfg.Address,
 		"NAMESPACE="+ns,
 		"GOMAXPROCS=1", // a second one costs each shim 300 KiB for caches of the allocator
+		// Debian's kernels give every program huge pages: 2 MiB each for a heap of
+		// a few hundred KiB.
+		"GODEBUG=disablethp=1",
 		"BERTH_OCI_ROOT="+filepath.Join(t.cfg.State, ociDir),
 	)
 }

@@ -214,7 +214,7 @@ func (f *fixture) start() {
 	}
 	f.cmd = exec.Command(binary, "serve", "-namespace", namespace, "-id", f.id, "-bundle", f.bundle, "-debug")
 	f.cmd.Dir = f.bundle
-	f.cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+f.d.path, "GOMAXPROCS=1", "BERTH_OCI_ROOT="+f.ociRoot)
+	f.cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+f.d.path, "GOMAXPROCS=1", "GODEBUG=disablethp=1", "BERTH_OCI_ROOT="+f.ociRoot)
 	f.cmd.ExtraFiles = []*os.File{socket}
 	f.cmd.Stdout, f.cmd.Stderr = log, log
 	f.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}

@@ -168,7 +168,7 @@ var environment = sync.OnceValue(func() []string {
 	for _, kv := range all {
 		name, _, _ := strings.Cut(kv, "=")
 		switch name {
-		case "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "GOMAXPROCS":
+		case "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "GOMAXPROCS", "GODEBUG":
 		default:
 			env = append(env, kv)
 		}
