@@ -153,7 +153,9 @@ func TestUpdate(t *testing.T) {
 	}
 	code(t, "update", update(`{"memory":{"limit":33554432}}`), codes.OK)
 	code(t, "update with garbage", update(`{`), codes.InvalidArgument)
-	code(t, "update with nonsense", update(`{"memory":"much"}`), codes.Unknown)
+	if ociRuntime() == "runc" { // crun takes it for nothing
+		code(t, "update with nonsense", update(`{"memory":"much"}`), codes.Unknown)
+	}
 	answer, err := f.task.Stats(f.ctx(), &task.StatsRequest{Id: f.id})
 	if err != nil {
 		t.Fatal(err)
@@ -179,9 +181,9 @@ func TestCreateFails(t *testing.T) {
 		request *task.CreateTaskRequest
 		want    string
 	}{
-		{"spec that is no JSON", func(string) any { return "{" }, &task.CreateTaskRequest{}, "runc create"},
-		{"empty spec", func(string) any { return "{}" }, &task.CreateTaskRequest{}, "runc create"},
-		{"missing binary", func(id string) any { return spec(id, "/no/such/binary") }, &task.CreateTaskRequest{}, "no such file or directory"},
+		{"spec that is no JSON", func(string) any { return "{" }, &task.CreateTaskRequest{}, ociRuntime() + " create"},
+		{"empty spec", func(string) any { return "{}" }, &task.CreateTaskRequest{}, ociRuntime() + " create"},
+		{"missing binary", func(id string) any { return spec(id, "/no/such/binary") }, &task.CreateTaskRequest{}, "o such file or directory"},
 		{"bad mount", func(id string) any { return spec(id, "true") }, &task.CreateTaskRequest{Rootfs: []*types.Mount{{Type: "nofs", Source: "x"}}}, "mount rootfs"},
 		{"missing runtime", func(id string) any { return spec(id, "true") }, &task.CreateTaskRequest{Options: mustAny(t, &runc.Options{BinaryName: "norunc"})}, `"norunc" is not in PATH`},
 		{"second mount fails", func(id string) any { return spec(id, "true") },

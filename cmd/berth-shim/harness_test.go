@@ -68,6 +68,14 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
+// ociRuntime is the name of the runtime that the tests run with.
+func ociRuntime() string {
+	if name := os.Getenv("BERTH_OCI_BINARY"); name != "" {
+		return name
+	}
+	return "runc"
+}
+
 // removeGroups removes the cgroup above those of the containers.
 func removeGroups() {
 	groups, _ := filepath.Glob("/sys/fs/cgroup/*/berth-shim-test")
