@@ -83,8 +83,7 @@ func (l *inspection) missedExit(k *task, v view) {
 	case exit != nil:
 		k.exited(*exit)
 		f.Text = fmt.Sprintf("init %d had ended with %d, which its shim had recorded and not told", exit.PID, exit.Status)
-		f.Repaired = "took the exit from its record"
-		l.tasks.announce(k, []ended{{"", *exit}}, nil)
+		f.Repaired = "took the exit from its record" // its event is in the shim's queue, behind others
 	default:
 		f.Text = fmt.Sprintf("init %d has ended, and its shim has not recorded how%s", v.init.PID, hungAdvice(v.shimPID))
 	}
