@@ -33,8 +33,8 @@ protoc_run() {
 
 mapfile -t all < <(find api -name '*.proto' -not -path 'api/include/*' | LC_ALL=C sort)
 mapfile -t services < <(printf '%s\n' "${all[@]}" | grep '_service\.proto$')
-mapfile -t shim < <(printf '%s\n' "${services[@]}" | grep -E 'runtime/|/ttrpc/')
-mapfile -t daemon < <(printf '%s\n' "${services[@]}" | grep -vE 'runtime/|/ttrpc/')
+mapfile -t shim < <(printf '%s\n' "${services[@]}" | grep -E 'runtime/|/ttrpc/|berth/shim/')
+mapfile -t daemon < <(printf '%s\n' "${services[@]}" | grep -vE 'runtime/|/ttrpc/|berth/shim/')
 
 protoc_run --go_out="$out" --go_opt=module=$module "${all[@]}"
 protoc_run --go-ttrpc_out="$out" --go-ttrpc_opt=module=$module "${shim[@]}"

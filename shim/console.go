@@ -26,21 +26,33 @@ type console struct {
 	master   *os.File
 }
 
-// listenConsole makes the socket in dir, or where that path is too long in a
+// listenConsole makes the socket in dir.
+func listenConsole(dir string) (*console, error) {
+	c, err := listenSocket(dir, "console.sock")
+	if err != nil {
+		return nil, fmt.Errorf("console: %w", err)
+	}
+	return c, nil
+}
+
+// listenSocket makes a socket in dir, or where that path is too long in a
 // temporary directory.
-func listenConsole(dir string) (c *console, err error) {
-	c = &console{path: filepath.Join(dir, "console.sock")}
+func listenSocket(dir, name string) (c *console, err error) {
+	c = &console{path: filepath.Join(dir, name)}
 	if len(c.path) > maxSocketPath {
 		if c.temp, err = os.MkdirTemp("", "berth-console-"); err != nil {
-			return nil, fmt.Errorf("console socket: %w", err)
+			return nil, fmt.Errorf("socket: %w", err)
 		}
 		c.path = filepath.Join(c.temp, "s")
 	}
 	_ = os.Remove(c.path) // of an earlier try
 	c.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: c.path, Net: "unix"})
+	if err == nil {
+		err = os.Chmod(c.path, 0o600)
+	}
 	if err != nil {
 		c.close()
-		return nil, fmt.Errorf("console socket: %w", err)
+		return nil, fmt.Errorf("socket: %w", err)
 	}
 	return c, nil
 }

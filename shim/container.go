@@ -77,6 +77,11 @@ func newProcess(c *container, id, dir string, paths streamPaths) *process {
 	return &process{c: c, id: id, dir: dir, paths: paths, exited: make(chan struct{}), gone: make(chan struct{})}
 }
 
+// place is the process as its streams need it.
+func (p *process) place() place {
+	return place{shim: p.c.shim, container: p.c.id, dir: p.dir, owner: p.c.owner, log: p.c.shim.config.Log.With("task", p.c.id, "exec", p.id)}
+}
+
 // isInit tells init from an exec.
 func (p *process) isInit() bool { return p.id == "" }
 

@@ -140,7 +140,7 @@ func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths str
 	}
 	// Not a named result: the steps that undo use it after a return of nil.
 	p := newProcess(c, "", c.bundle, paths)
-	if p.streams, err = openStreams(p.dir, paths, c.owner, c.shim.config.Log); err != nil {
+	if p.streams, err = openStreams(p.place(), paths); err != nil {
 		return nil, fmt.Errorf("task %q: %w", c.id, err)
 	}
 	undo = append(undo, func(context.Context) error { p.streams.close(); return nil })

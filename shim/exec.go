@@ -81,7 +81,7 @@ func (c *container) run(ctx context.Context, p *process) (err error) {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return err
 	}
-	streams, err := openStreams(p.dir, p.paths, c.owner, c.shim.config.Log)
+	streams, err := openStreams(p.place(), p.paths)
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(p.dir))
 	}

@@ -3,6 +3,7 @@ package shim
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -12,31 +13,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// chunk is how much is spliced at once; a pipe holds as much.
-const chunk = 64 << 10
-
-// After a move of less than this the next one is a copy, even from pipe to pipe.
-// A pipe has room for 16 pages, and a spliced line takes up one of its own; a
-// written one joins the last.
-const worthSplicing = 4 << 10
-
 // buffers are for what is copied. A pump holds one only while it has data in
 // hand, so idle streams cost none.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }}
 
-// pump moves bytes from src to dst until src ends, both non-blocking where the
-// kernel can tell of their readiness. Between pipes nothing is copied
-// (splice(2)). Moving allocates no memory.
+// pump moves bytes from src to where they go until src ends: to dst, another file,
+// or into a log. Files are non-blocking where the kernel can tell of their
+// readiness. What can be moved without copying it is (splice.go). Moving allocates
+// no memory.
 type pump struct {
-	src, dst *os.File
-	terminal bool          // src is a pty's master
-	splice   bool          // both are pipes
-	output   bool          // src is written by a container: it must not notice what happens to dst
-	failed   func(error)   // told once of data that dst did not take
-	holding  atomic.Bool   // data was taken from src and is not yet in dst
+	src, dst *os.File // dst is nil for a log
+	log      *formatter
+	terminal bool         // src is a pty's master
+	output   bool         // src is written by a container: it must not notice what happens to dst
+	fifo     bool         // dst is a client's fifo, whose reader may go
+	taps     *taps        // who else gets the output; nil: nobody can
+	stream   stream       // which it is, for them
+	notes    *slog.Logger // of what is lost; nil for an input
+	told     bool         // that dst did not take something
+	dir      string       // for the spill
+
+	holding  atomic.Bool   // data was taken from src and is nowhere else yet
+	stranded atomic.Bool   // all that is left is in the spill, and nobody reads dst
 	done     chan struct{} // closed when run has ended
+	closing  chan struct{} // closed by close
+	once     sync.Once
+	keep     *os.File // keeps what is in a fifo there once run has ended
 
 	from, to syscall.RawConn
+	splice   bool // it can be moved without copying
+	spill    *spill
+	// spillPause is how long to wait before the next look for a reader.
+	spillPause time.Duration
+	partial    time.Time // since when a line is incomplete
+	armed      bool      // src has a deadline for it
 	// What one move is about, for the functions that the poller calls. They are
 	// bound once, as each binding is an allocation.
 	move struct {
@@ -45,21 +55,22 @@ type pump struct {
 		err    error
 		full   bool    // dst has no room
 		buffer *[]byte // data in hand
+		kept   int     // bytes at its start that were there before: an incomplete line
 		rest   []byte  // what of it is not yet in dst
 	}
 	onRead, onWrite, onSplice, onRoom func(fd uintptr) bool
 	onDst                             func(fd uintptr)
 }
 
-// newPump makes a pump, which owns both files from now on.
+// newPump makes a pump between files, which owns both from now on.
 func newPump(src, dst *os.File) (*pump, error) {
-	p := &pump{src: src, dst: dst, done: make(chan struct{})}
+	p := &pump{src: src, dst: dst, done: make(chan struct{}), closing: make(chan struct{})}
 	p.onRead, p.onWrite, p.onSplice, p.onRoom, p.onDst = p.readSome, p.writeSome, p.spliceSome, hasRoom, p.spliceTo
 	var err error
-	if p.from, err = src.SyscallConn(); err == nil {
+	if p.from, err = src.SyscallConn(); err == nil && dst != nil {
 		p.to, err = dst.SyscallConn()
 	}
-	p.splice = isPipe(src) && isPipe(dst)
+	p.splice = dst != nil && isPipe(src) && isPipe(dst)
 	return p, err
 }
 
@@ -73,24 +84,59 @@ func isPipe(f *os.File) bool {
 // src that nobody reads it.
 func (p *pump) run() {
 	defer close(p.done)
-	defer p.close()
+	defer p.closeFiles()
 	for {
-		var err error
-		if p.splice && p.move.n >= worthSplicing {
-			err = p.spliceOnce()
-		} else {
-			err = p.copyOnce()
+		err := p.step()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = p.overdue()
 		}
 		if err != nil {
-			return
+			break
 		}
 	}
+	p.finish()
+}
+
+// step makes one move.
+func (p *pump) step() error {
+	switch {
+	case p.spill != nil:
+		return p.divert()
+	case p.splice && p.move.n >= worthSplicing && !p.taps.any():
+		return p.spliceOnce()
+	}
+	return p.copyOnce()
+}
+
+// finish sees to what is in hand when src has ended.
+func (p *pump) finish() {
+	switch {
+	case p.log != nil:
+		if m := &p.move; m.kept > 0 {
+			p.log.rest((*m.buffer)[:m.kept])
+			p.release(0)
+		}
+		p.log.file.release()
+	case p.spill != nil:
+		p.linger()
+	}
+	if p.fifo {
+		p.keep = keepOpen(p.dst)
+	}
+	p.holding.Store(false)
 }
 
 // close ends the pump. Closing twice, or what was never read, is harmless.
 func (p *pump) close() {
+	p.once.Do(func() { close(p.closing) })
+	p.closeFiles()
+}
+
+func (p *pump) closeFiles() {
 	_ = p.src.Close()
-	_ = p.dst.Close()
+	if p.dst != nil {
+		_ = p.dst.Close()
+	}
 }
 
 // taken is the result of taking n bytes from src: an end of file, which a pty's
@@ -102,42 +148,116 @@ func taken(n int, err error) error {
 	return err
 }
 
+// pool is where the buffers of this pump are from. Lines are looked for in larger
+// ones.
+func (p *pump) pool() *sync.Pool {
+	if p.log != nil {
+		return &logBuffers
+	}
+	return &buffers
+}
+
+// take reads what is there, up to a buffer. What was read is in the buffer behind
+// what was kept.
+func (p *pump) take() error {
+	m := &p.move
+	if err := p.from.Read(p.onRead); err != nil {
+		return err
+	}
+	err := taken(m.n, m.err)
+	if err != nil {
+		p.release(m.kept)
+		return err
+	}
+	p.taps.give(p.stream, (*m.buffer)[m.kept:m.kept+m.n])
+	return nil
+}
+
+// release gives the buffer back, unless a line is kept in it.
+func (p *pump) release(kept int) {
+	m := &p.move
+	if m.kept = kept; kept == 0 && m.buffer != nil {
+		p.pool().Put(m.buffer)
+		m.buffer = nil
+	}
+	m.rest = nil
+	p.holding.Store(kept > 0)
+}
+
 // copyOnce moves one buffer.
 func (p *pump) copyOnce() error {
+	if err := p.take(); err != nil {
+		return err
+	}
 	m := &p.move
-	err := p.from.Read(p.onRead)
-	if m.buffer == nil {
-		return errors.Join(err, os.ErrClosed)
+	if p.log != nil {
+		p.enter()
+		return nil
 	}
-	if err == nil {
-		err = taken(m.n, m.err)
-	}
-	if err == nil {
-		m.rest = (*m.buffer)[:m.n]
-		err = p.write()
-	}
-	buffers.Put(m.buffer)
-	m.buffer, m.rest = nil, nil
-	p.holding.Store(false)
+	m.rest = (*m.buffer)[:m.n]
+	err := p.write()
+	p.release(0)
 	return err
+}
+
+// enter makes entries of the log. The beginning of a line that has not ended yet
+// is kept for a moment.
+func (p *pump) enter() {
+	m := &p.move
+	data := (*m.buffer)[:m.kept+m.n]
+	left := p.log.whole(data)
+	begun := left < len(data) || m.kept == 0
+	copy(*m.buffer, data[len(data)-left:])
+	p.release(left)
+	if left == 0 {
+		return
+	}
+	if begun {
+		p.partial = time.Now()
+	}
+	if !p.armed {
+		p.armed = true
+		_ = p.src.SetReadDeadline(p.partial.Add(partialTime)) // a pipe and a pty can
+	}
+}
+
+// overdue is called when the time of a read is over: for the rest of a line, or to
+// look for a reader.
+func (p *pump) overdue() error {
+	p.armed = false
+	if err := p.src.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	m := &p.move
+	switch {
+	case p.log == nil || m.kept == 0:
+	case time.Since(p.partial) < partialTime-partialTime/10:
+		p.armed = true
+		return p.src.SetReadDeadline(p.partial.Add(partialTime))
+	default:
+		p.log.rest((*m.buffer)[:m.kept])
+		p.release(0)
+	}
+	return nil
 }
 
 // readSome takes what is there, up to a buffer; false waits for more.
 func (p *pump) readSome(fd uintptr) bool {
 	m := &p.move
 	p.holding.Store(true)
-	m.buffer = buffers.Get().(*[]byte)
+	if m.buffer == nil {
+		m.buffer = p.pool().Get().(*[]byte)
+	}
 	for {
-		m.n, m.err = unix.Read(int(fd), *m.buffer)
+		m.n, m.err = unix.Read(int(fd), (*m.buffer)[m.kept:])
 		switch m.err {
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
-			buffers.Put(m.buffer)
-			m.buffer = nil
-			p.holding.Store(false)
+			p.release(m.kept)
 			return false
 		}
+		m.n = max(m.n, 0)
 		return true
 	}
 }
@@ -149,13 +269,18 @@ func (p *pump) write() error {
 	if err == nil {
 		err = m.err
 	}
+	if p.fifo && err == unix.EPIPE {
+		p.startSpill()
+		p.spill.put(m.rest)
+		return nil
+	}
 	if err == nil || !p.output || errors.Is(err, os.ErrClosed) {
 		return err
 	}
-	// A full disk under a log must not end the container by SIGPIPE.
-	if p.failed != nil {
-		p.failed(err)
-		p.failed = nil
+	// A full disk under a file must not end the container by SIGPIPE.
+	if !p.told {
+		p.told = true
+		p.notes.Error("output lost", "path", p.dst.Name(), "error", err)
 	}
 	return nil
 }
@@ -179,60 +304,6 @@ func (p *pump) writeSome(fd uintptr) bool {
 	return true
 }
 
-// spliceOnce moves what is there from pipe to pipe.
-func (p *pump) spliceOnce() error {
-	m := &p.move
-	if err := p.from.Read(p.onSplice); err != nil {
-		return err
-	}
-	switch {
-	case m.full:
-		m.n = worthSplicing
-		return p.to.Write(p.onRoom)
-	case m.err == unix.EINVAL: // a file system that can't
-		p.splice = false
-		return nil
-	}
-	return taken(m.n, m.err)
-}
-
-// spliceSome holds dst and splices; false waits for data.
-func (p *pump) spliceSome(fd uintptr) bool {
-	m := &p.move
-	m.src = int(fd)
-	if err := p.to.Control(p.onDst); err != nil {
-		m.err = err
-	}
-	// EAGAIN: nothing to take, or no room to put it.
-	m.full = m.err == unix.EAGAIN && ready(m.src, unix.POLLIN)
-	return m.err != unix.EAGAIN || m.full
-}
-
-// spliceTo is the system call.
-func (p *pump) spliceTo(fd uintptr) {
-	m := &p.move
-	for {
-		n, err := unix.Splice(m.src, nil, int(fd), nil, chunk, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-		if m.n, m.err = int(n), err; err != unix.EINTR {
-			return
-		}
-	}
-}
-
-// hasRoom waits for room in dst.
-func hasRoom(fd uintptr) bool { return ready(int(fd), unix.POLLOUT) }
-
-// ready asks poll(2) without waiting.
-func ready(fd int, events int16) bool {
-	fds := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
-	for {
-		n, err := unix.Poll(fds[:], 0)
-		if err != unix.EINTR {
-			return err != nil || n > 0
-		}
-	}
-}
-
 // pending tells whether src has data that is not yet in dst.
 func (p *pump) pending() bool {
 	select {
@@ -246,7 +317,7 @@ func (p *pump) pending() bool {
 	return err == nil && (waiting > 0 || p.holding.Load())
 }
 
-// Pauses of settle.
+// Pauses of settle and drain.
 const (
 	settleLook = time.Millisecond
 	ptyQuiet   = 50 * time.Millisecond // a pty hands data on in the background
@@ -276,6 +347,23 @@ func (p *pump) settle(until time.Time) bool {
 			continue
 		}
 		return true
+	}
+}
+
+// drain waits until the pump has ended, or has nothing left but what nobody reads,
+// or the time has passed, and tells whether it was the last.
+func (p *pump) drain(until time.Time) bool {
+	for look := settleLook; ; look = min(2*look, 64*settleLook) {
+		if p.stranded.Load() {
+			return true
+		}
+		next := time.Now().Add(look)
+		if next.After(until) {
+			return p.wait(until)
+		}
+		if p.wait(next) {
+			return true
+		}
 	}
 }
 

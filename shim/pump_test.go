@@ -36,7 +36,7 @@ func quietLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // is returned.
 func openOutput(t *testing.T, path string) (*streams, *os.File) {
 	t.Helper()
-	s, err := openStreams(t.TempDir(), streamPaths{stdout: path}, owner{}, quietLog())
+	s, err := openStreams(place{dir: t.TempDir(), log: quietLog()}, streamPaths{stdout: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestClosedWhileIdle(t *testing.T) {
 	leak.Check(t)
 	out, _ := fifo(t)
 	in, _ := fifo(t)
-	s, err := openStreams(t.TempDir(), streamPaths{stdin: in, stdout: out, stderr: out}, owner{}, quietLog())
+	s, err := openStreams(place{dir: t.TempDir(), log: quietLog()}, streamPaths{stdin: in, stdout: out, stderr: out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,11 +202,11 @@ func TestOpenFails(t *testing.T) {
 		{stdin: "/no/such", stdout: good},
 		{stdin: good, stdout: "/no/such"},
 		{stdin: good, stdout: good, stderr: "/no/such"},
-		{stdin: good, stdout: "binary:///x"},
+		{stdin: good, stdout: "other:///x"},
 		{stdout: "file:///dev/null/x"},
 		{stdout: "fifo://host" + good},
 	} {
-		if s, err := openStreams(t.TempDir(), paths, owner{}, quietLog()); err == nil {
+		if s, err := openStreams(place{dir: t.TempDir(), log: quietLog()}, paths); err == nil {
 			s.close()
 			t.Errorf("%+v: no error", paths)
 		}
@@ -217,7 +217,7 @@ func TestOpenFails(t *testing.T) {
 func TestConsole(t *testing.T) {
 	leak.Check(t)
 	for _, count := range []int{0, 1, 2} {
-		s, err := openStreams(t.TempDir(), streamPaths{terminal: true}, owner{}, quietLog())
+		s, err := openStreams(place{dir: t.TempDir(), log: quietLog()}, streamPaths{terminal: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -304,7 +304,7 @@ func BenchmarkPump(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer reader.Close()
-	s, err := openStreams(b.TempDir(), streamPaths{stdout: path}, owner{}, quietLog())
+	s, err := openStreams(place{dir: b.TempDir(), log: quietLog()}, streamPaths{stdout: path})
 	if err != nil {
 		b.Fatal(err)
 	}

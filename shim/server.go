@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -15,8 +14,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/berthd/berth/internal/sys"
 )
 
 // Server serves the task API of one shim on a unix socket, to peers of its own
@@ -49,6 +46,10 @@ func NewServer(s *Shim) (*Server, error) {
 	for _, name := range serviceNames {
 		server.ttrpc.RegisterService(name, &ttrpc.ServiceDesc{Methods: methods})
 	}
+	server.ttrpc.RegisterService("berth.shim.v1.Streams", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+		"Attach":    method(s, "Attach", s.Attach),
+		"ReopenLog": method(s, "ReopenLog", s.ReopenLog),
+	}})
 	return server, nil
 }
 
@@ -65,6 +66,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, last func()) error {
 	case <-s.shim.Left():
 	}
 	within(answerTime, s.answered)
+	s.shim.farewell()
 	last()
 	err := s.ttrpc.Close()
 	<-failed
@@ -77,14 +79,10 @@ func (s *Server) Handshake(_ context.Context, c net.Conn) (net.Conn, any, error)
 	if !ok {
 		return nil, nil, fmt.Errorf("a %T is no unix socket", c)
 	}
-	peer, err := sys.PeerCredentials(unixConn)
-	if err != nil {
+	if err := ownPeer(unixConn); err != nil {
 		return nil, nil, err
 	}
-	if int(peer.UID) != os.Geteuid() || int(peer.GID) != os.Getegid() {
-		return nil, nil, fmt.Errorf("peer %d has user %d and group %d: %w", peer.PID, peer.UID, peer.GID, errdefs.ErrPermissionDenied)
-	}
-	return &answering{unixConn, s}, peer, nil
+	return &answering{unixConn, s}, nil, nil
 }
 
 // answering is a connection that notices the first write after the shim has

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -81,6 +82,11 @@ type Shim struct {
 
 	oom      oomWatch
 	watchers sync.WaitGroup
+
+	// Clients that are attached to a process (attach.go).
+	attached sync.WaitGroup
+	clients  atomic.Int32
+	sockets  atomic.Uint64 // how many were made for them
 }
 
 func (c *Config) setDefaults() {

@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -31,78 +29,72 @@ type streamPaths struct {
 // owner is who the container's ends of the pipes belong to.
 type owner struct{ uid, gid uint32 }
 
+// place is the process that streams are of.
+type place struct {
+	shim      *Shim // that starts and reaps loggers
+	container string
+	dir       string
+	owner     owner
+	log       *slog.Logger
+}
+
 // streams are the standard streams of one process: the ends that the runtime
 // gets, and the pumps between ours and the client's.
 type streams struct {
+	place
 	child   oci.Stdio
 	in      *pump
 	out     []*pump
-	feed    *os.File   // keeps a client's stdin open for writing until CloseIO
-	keep    []*os.File // keep a client's output fifos open for reading until Delete
-	console *console   // with a terminal
+	feed    *os.File // keeps a client's stdin open for writing until CloseIO
+	console *console // with a terminal
+	logger  *logger  // with a binary:// address
 	paths   streamPaths
 	running bool
-	log     *slog.Logger
+
+	// With a log or a terminal, taps give the output to whoever attaches, and
+	// input, if there is one, is where theirs goes.
+	taps    *taps
+	input   *input
+	logFile *logFile // with a log:// address
 }
 
 // openStreams opens what the paths say. It doesn't wait for anybody at the
 // other end of a fifo. With a terminal there are no pipes; attach has to be
 // called once the runtime has sent the pty.
-func openStreams(dir string, paths streamPaths, own owner, log *slog.Logger) (s *streams, err error) {
-	s = &streams{paths: paths, log: log}
+func openStreams(at place, paths streamPaths) (s *streams, err error) {
+	s = &streams{place: at, paths: paths}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
+	stdout, stderr, err := paths.outputs()
+	if err != nil {
+		return s, err
+	}
+	if paths.terminal || stdout.scheme == schemeLog {
+		s.taps = &taps{}
+	}
 	if paths.terminal {
-		s.console, err = listenConsole(dir)
+		s.console, err = listenConsole(at.dir)
 		return s, err
 	}
 	if paths.stdin != "" {
-		if err := s.openStdin(own); err != nil {
+		if err := s.openStdin(); err != nil {
 			return s, err
 		}
 	}
-	scheme, stdout, err := target(paths.stdout)
-	if err != nil {
+	switch stdout.scheme {
+	case schemeLog:
+		return s, s.openLogs(stdout)
+	case schemeBinary, schemeBinaryV2:
+		return s, s.openLogger(stdout)
+	}
+	if s.child.Out, err = s.openOutput(stdout); err != nil {
 		return s, err
 	}
-	stderr := stdout
-	if scheme == schemeFifo {
-		if _, stderr, err = target(paths.stderr); err != nil {
-			return s, err
-		}
-	}
-	if s.child.Out, err = s.openOutput(scheme, stdout, own); err != nil {
-		return s, err
-	}
-	s.child.Err, err = s.openOutput(scheme, stderr, own)
+	s.child.Err, err = s.openOutput(stderr)
 	return s, err
-}
-
-// The schemes of a stdout string; a plain path is a fifo's.
-const (
-	schemeFifo = "fifo"
-	schemeFile = "file"
-)
-
-// target takes a stdio string apart. "" stays "".
-func target(text string) (scheme, path string, err error) {
-	if !strings.Contains(text, "://") {
-		return schemeFifo, text, nil
-	}
-	u, err := url.Parse(text)
-	if err != nil {
-		return "", "", fmt.Errorf("stdio %q: %w", text, errdefs.ErrInvalidArgument)
-	}
-	switch {
-	case u.Scheme != schemeFifo && u.Scheme != schemeFile:
-		return "", "", fmt.Errorf("stdio %q: scheme %q is not supported, only fifo and file are: %w", text, u.Scheme, errdefs.ErrNotImplemented)
-	case u.Host != "" || !filepath.IsAbs(u.Path):
-		return "", "", fmt.Errorf("stdio %q: path is not absolute: %w", text, errdefs.ErrInvalidArgument)
-	}
-	return u.Scheme, u.Path, nil
 }
 
 // pipe makes a pipe whose end for the container blocks, as programs expect, and
@@ -129,12 +121,12 @@ func pipe(name string, own owner, childReads bool) (child, ours *os.File, err er
 }
 
 // openStdin opens a client's stdin and the pipe that the container reads.
-func (s *streams) openStdin(own owner) error {
+func (s *streams) openStdin() error {
 	src, err := s.openSource()
 	if err != nil {
 		return err
 	}
-	child, ours, err := pipe("stdin", own, true)
+	child, ours, err := pipe("stdin", s.owner, true)
 	if err != nil {
 		return errors.Join(err, src.Close())
 	}
@@ -146,10 +138,14 @@ func (s *streams) openStdin(own owner) error {
 // openSource opens a client's stdin to read, and if it is a fifo to write as
 // well: a client that goes away is not the end of the input, CloseIO is.
 func (s *streams) openSource() (*os.File, error) {
-	_, path, err := target(s.paths.stdin)
+	from, err := parseTarget(s.paths.stdin)
 	if err != nil {
 		return nil, err
 	}
+	if from.scheme != schemeFifo && from.scheme != schemeFile {
+		return nil, fmt.Errorf("stdin %q: an input comes from a path: %w", s.paths.stdin, errdefs.ErrInvalidArgument)
+	}
+	path := from.path
 	src, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("stdin: %w", err)
@@ -165,50 +161,51 @@ func (s *streams) openSource() (*os.File, error) {
 
 // openOutput opens where one output stream goes, and returns the container's
 // end of the pipe; nil for no stream.
-func (s *streams) openOutput(scheme, path string, own owner) (*os.File, error) {
-	if path == "" {
+func (s *streams) openOutput(to target) (*os.File, error) {
+	if to.path == "" {
 		return nil, nil
 	}
-	dst, err := s.openSink(scheme, path)
+	dst, err := openSink(to)
 	if err != nil {
 		return nil, err
 	}
-	child, ours, err := pipe(path, own, false)
+	child, ours, err := pipe(to.path, s.owner, false)
 	if err != nil {
 		return nil, errors.Join(err, dst.Close())
 	}
-	return child, s.addOutput(ours, dst, false)
+	_, err = s.addOutput(ours, dst)
+	return child, err
 }
 
-// addOutput adds the pump of an output stream.
-func (s *streams) addOutput(src, dst *os.File, terminal bool) error {
+// addOutput adds the pump of an output stream; dst is nil for a log.
+func (s *streams) addOutput(src, dst *os.File) (*pump, error) {
 	p, err := newPump(src, dst)
-	p.terminal, p.output = terminal, true
-	p.failed = func(err error) { s.log.Error("output lost", "path", dst.Name(), "error", err) }
+	p.output, p.notes, p.dir = true, s.log, s.dir
+	p.fifo = dst != nil && isPipe(dst)
+	p.taps, p.stream = s.taps, outStream
 	s.out = append(s.out, p)
-	return err
+	return p, err
 }
 
 // openSink opens what a client gave for an output. A fifo is opened for reading
-// too: so it opens with nobody at the other end, a reader that departs breaks
-// nothing, and what it did not read is there for the next one until Delete.
-func (s *streams) openSink(scheme, path string) (*os.File, error) {
+// too, for a moment: so it opens with nobody at the other end.
+func openSink(to target) (*os.File, error) {
 	flags := unix.O_NONBLOCK | os.O_WRONLY | os.O_APPEND
-	if scheme == schemeFile {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if to.scheme == schemeFile {
+		if err := os.MkdirAll(filepath.Dir(to.path), 0o755); err != nil {
 			return nil, fmt.Errorf("output: %w", err)
 		}
 		flags |= os.O_CREATE
-	} else if info, err := os.Stat(path); err != nil {
+	} else if info, err := os.Stat(to.path); err != nil {
 		return nil, fmt.Errorf("output: %w", err)
 	} else if info.Mode()&os.ModeNamedPipe != 0 {
-		keep, err := openEnd(path, unix.O_RDONLY)
+		both, err := openEnd(to.path, unix.O_RDWR)
 		if err != nil {
 			return nil, fmt.Errorf("output: %w", err)
 		}
-		s.keep = append(s.keep, keep)
+		defer both.Close()
 	}
-	f, err := os.OpenFile(path, flags, 0o644)
+	f, err := os.OpenFile(to.path, flags, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("output: %w", err)
 	}
@@ -238,25 +235,22 @@ func (s *streams) attach() error {
 	if err != nil {
 		return err
 	}
-	scheme, path, err := target(s.paths.stdout)
+	stdout, _, err := s.paths.outputs()
 	if err != nil {
 		return err
 	}
-	if path == "" { // a terminal that nobody reads would fill up and block
-		path = os.DevNull
-	}
-	// Three files of one open description: each pump owns what it closes, and
-	// the console keeps the master for its size.
+	// Files of one open description: each pump owns what it closes, and the
+	// console keeps the master for its size.
 	out, err := duplicate(master)
 	if err != nil {
 		return err
 	}
-	dst, err := s.openSink(scheme, path)
-	if err != nil {
-		return errors.Join(err, out.Close())
-	}
-	if err := s.addOutput(out, dst, true); err != nil || s.paths.stdin == "" {
+	if err := s.attachOutput(out, stdout); err != nil {
 		return err
+	}
+	s.out[len(s.out)-1].terminal = true
+	if s.paths.stdin == "" {
+		return nil
 	}
 	src, err := s.openSource()
 	if err != nil {
@@ -266,7 +260,29 @@ func (s *streams) attach() error {
 	if err != nil {
 		return errors.Join(err, src.Close())
 	}
-	s.in, err = newPump(src, in)
+	if s.in, err = newPump(src, in); err != nil {
+		return err
+	}
+	return s.addInput(master)
+}
+
+// attachOutput passes what a terminal shows on. One that nobody reads would fill
+// up and block.
+func (s *streams) attachOutput(master *os.File, to target) error {
+	switch to.scheme {
+	case schemeLog:
+		return s.logTerminal(master, to)
+	case schemeBinary, schemeBinaryV2:
+		return s.loggerForTerminal(master, to)
+	}
+	if to.path == "" {
+		to.path = os.DevNull
+	}
+	dst, err := openSink(to)
+	if err != nil {
+		return errors.Join(err, master.Close())
+	}
+	_, err = s.addOutput(master, dst)
 	return err
 }
 
@@ -306,6 +322,9 @@ func (s *streams) closeChild() {
 
 // closeStdin lets the input end as soon as the client closes its end.
 func (s *streams) closeStdin() {
+	if s.input != nil && s.console == nil {
+		s.input.close()
+	}
 	if s.feed != nil {
 		_ = s.feed.Close() // nothing was written to it; a second time is harmless
 	}
@@ -318,16 +337,22 @@ func (s *streams) settle() bool {
 	for _, p := range s.out {
 		all = p.settle(until) && all
 	}
+	if s.logger != nil {
+		all = s.logger.settle(until) && all
+	}
 	return all
 }
 
 // drain waits, within drainTime, for the output streams to end, and tells
-// whether they did; then closes everything.
+// whether they did; then closes everything. What has no reader is not waited for.
 func (s *streams) drain() bool {
 	until, all := time.Now().Add(drainTime), true
 	if s.running {
 		for _, p := range s.out {
-			all = p.wait(until) && all
+			all = p.drain(until) && all
+		}
+		if s.logger != nil {
+			all = s.logger.drain(until) && all
 		}
 	}
 	s.close()
@@ -343,9 +368,18 @@ func (s *streams) close() {
 		if s.running {
 			<-p.done
 		}
+		if p.keep != nil {
+			_ = p.keep.Close() // what is in the fifo goes with its last end
+		}
 	}
-	for _, f := range s.keep {
-		_ = f.Close() // nothing was read from it
+	if s.logFile != nil && !s.running {
+		s.logFile.abandon()
+	}
+	if s.logger != nil {
+		s.logger.close()
+	}
+	if s.input != nil {
+		s.input.close()
 	}
 	if s.console != nil {
 		s.console.close()

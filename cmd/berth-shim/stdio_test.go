@@ -325,7 +325,9 @@ func TestFile(t *testing.T) {
 func TestBadStdio(t *testing.T) {
 	f := container(t, "true")
 	for text, want := range map[string]codes.Code{
-		"binary:///bin/true":   codes.Unimplemented,
+		"other:///bin/true":    codes.Unimplemented,
+		"binary:///no/such":    codes.Unknown,
+		"log:///dev/null/x":    codes.Unknown,
 		"/no/such/fifo":        codes.Unknown,
 		"file://relative/path": codes.InvalidArgument,
 		"fifo://%zz":           codes.InvalidArgument,

@@ -1,0 +1,93 @@
+package shim
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// chunk is how much is spliced at once; a pipe holds as much.
+const chunk = 64 << 10
+
+// After a move of less than this the next one is a copy, even where it could be
+// spliced. A pipe has room for 16 pages, and a spliced line takes up one of its
+// own; a written one joins the last.
+const worthSplicing = 4 << 10
+
+// errTapped ends a splice because somebody else wants the data too.
+var errTapped = errors.New("tapped")
+
+// spliceOnce moves what is there from pipe to pipe, or from pipe to log.
+func (p *pump) spliceOnce() error {
+	m := &p.move
+	if err := p.from.Read(p.onSplice); err != nil {
+		return err
+	}
+	switch {
+	case m.full:
+		m.n = worthSplicing
+		return p.to.Write(p.onRoom)
+	case m.err == unix.EINVAL: // a file system that can't
+		p.splice = false
+		return nil
+	case m.err == unix.EPIPE && p.fifo:
+		p.startSpill()
+		return nil
+	case m.err != nil && p.log != nil:
+		m.n = 0 // a copy can be dropped
+		return nil
+	}
+	return taken(m.n, m.err)
+}
+
+// spliceSome holds dst and splices; false waits for data.
+func (p *pump) spliceSome(fd uintptr) bool {
+	m := &p.move
+	m.src, m.full = int(fd), false
+	if p.log != nil {
+		if p.taps.any() {
+			m.n, m.err = 0, errTapped
+			return true
+		}
+		m.n, m.err = p.log.file.splice(m.src)
+		return m.err != unix.EAGAIN
+	}
+	if err := p.to.Control(p.onDst); err != nil {
+		m.err = err
+	}
+	// EAGAIN: nothing to take, or no room to put it.
+	m.full = m.err == unix.EAGAIN && ready(m.src, unix.POLLIN)
+	return m.err != unix.EAGAIN || m.full
+}
+
+// spliceTo is the system call.
+func (p *pump) spliceTo(fd uintptr) {
+	m := &p.move
+	for {
+		n, err := unix.Splice(m.src, nil, int(fd), nil, chunk, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		if m.n, m.err = int(n), err; err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// hasRoom waits for room in dst.
+func hasRoom(fd uintptr) bool { return ready(int(fd), unix.POLLOUT) }
+
+// ready asks poll(2) without waiting; an error counts as ready.
+func ready(fd int, events int16) bool { return poll(fd, events) != 0 }
+
+// poll asks poll(2) without waiting, and gives what it says.
+func poll(fd int, events int16) int16 {
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
+	for {
+		_, err := unix.Poll(fds[:], 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return unix.POLLNVAL
+		}
+		return fds[0].Revents
+	}
+}
