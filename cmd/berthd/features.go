@@ -1,15 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,12 +17,12 @@ import (
 	"github.com/berthd/berth/api/types/runc"
 	"github.com/berthd/berth/internal/version"
 	"github.com/berthd/berth/protobuf"
+	"github.com/berthd/berth/runtime/oci"
 )
 
 const (
 	runtimeName = "io.containerd.runc.v2" // of our own shim, when none is named
 	ownName     = "io.berth.runc.v1"      // the same under its own name
-	maxFeatures = 1 << 20                 // bytes that an OCI runtime may print of its features
 	maxRuntimes = 16                      // binaries whose features are kept
 )
 
@@ -111,37 +108,18 @@ func (f *features) of(ctx context.Context, binary string) (*anypb.Any, error) {
 	return told, nil
 }
 
-// ask runs "BINARY features".
+// ask asks a binary.
 func (f *features) ask(ctx context.Context, path string) (*anypb.Any, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.deadline)
 	defer cancel()
-	out, tail := &bounded{limit: maxFeatures}, &bounded{limit: 1 << 10}
-	cmd := exec.CommandContext(ctx, path, "features")
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, tail, time.Second
-	err := cmd.Run()
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("%s features: %w", path, ctx.Err())
-	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.Exited() {
+	told, err := (&oci.CLI{Binary: path}).Features(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w (%w)", err, errdefs.ErrUnknown)
+	case told == nil:
 		return nil, nil // it has no such command
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s features: %w (%s)", path, err, strings.TrimSpace(tail.String()))
-	}
-	if out.Len() >= maxFeatures || !json.Valid(out.Bytes()) {
-		return nil, fmt.Errorf("%s features: what it prints is no JSON of less than %d bytes: %w", path, maxFeatures, errdefs.ErrUnknown)
-	}
-	return &anypb.Any{TypeUrl: protobuf.TypeFeatures, Value: bytes.Clone(out.Bytes())}, nil
-}
-
-// bounded keeps the first bytes that are written to it.
-type bounded struct {
-	bytes.Buffer
-	limit int
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	b.Buffer.Write(p[:min(len(p), max(0, b.limit-b.Len()))])
-	return len(p), nil
+	return &anypb.Any{TypeUrl: protobuf.TypeFeatures, Value: told}, nil
 }

@@ -134,6 +134,7 @@ func TestFeaturesThatFail(t *testing.T) {
 	old, _ := script(t, "exit 1")
 	garbage, _ := script(t, "echo no json")
 	flood, _ := script(t, "exec cat /dev/zero")
+	hangs, _ := script(t, "exec sleep 1000")
 	killed, _ := script(t, "kill -9 $$")
 	for _, c := range []struct {
 		name, binary, path string
@@ -142,7 +143,8 @@ func TestFeaturesThatFail(t *testing.T) {
 	}{
 		{"too old", old, "", nil, patience},
 		{"garbage", garbage, "", errdefs.ErrUnknown, patience},
-		{"never ends", flood, "", context.DeadlineExceeded, 200 * time.Millisecond},
+		{"too much", flood, "", errdefs.ErrUnknown, patience},
+		{"never ends", hangs, "", context.DeadlineExceeded, 200 * time.Millisecond},
 		{"killed", killed, "", errAny, patience},
 		{"missing", "/nonexistent/runc", "", errdefs.ErrNotFound, patience},
 		{"missing in PATH", "no-such-runtime", "", errdefs.ErrNotFound, patience},

@@ -302,3 +302,37 @@ func TestErrorSaysItOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestFeatures asks without a root and a log, and tells no answer from a bad one.
+func TestFeatures(t *testing.T) {
+	leak.Check(t)
+	script := func(body string) *CLI {
+		path := filepath.Join(t.TempDir(), "fakerun")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return &CLI{Binary: path, Root: "/some/root", SystemdCgroup: true}
+	}
+	if got, err := script(`[ "$*" = features ] && echo '{"a":1}'`).Features(t.Context()); err != nil || strings.TrimSpace(string(got)) != `{"a":1}` {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := script(`echo unknown command >&2; exit 1`).Features(t.Context()); err != nil || got != nil {
+		t.Errorf("an old runtime: %q, %v", got, err)
+	}
+	for body, want := range map[string]string{
+		"echo no json": "no JSON", "exec yes": "exit status 1", "kill -9 $$": "killed by signal 9", "": "no JSON",
+	} {
+		if got, err := script(body).Features(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %q, %v, want %q", body, got, err, want)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if got, err := script("exec sleep 1000").Features(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a runtime that hangs: %q, %v", got, err)
+	}
+	var missing *MissingError
+	if _, err := (&CLI{Binary: "norunc"}).Features(t.Context()); !errors.As(err, &missing) {
+		t.Errorf("no runtime: %v", err)
+	}
+}

@@ -38,6 +38,7 @@ type call struct {
 	args    []string
 	stdio   Stdio
 	shared  bool // stdio is the container's too: capture nothing
+	bare    bool // about no container: without a log and a root
 }
 
 // sequence makes the names of log files of one process differ.
@@ -50,15 +51,7 @@ func (c *CLI) run(ctx context.Context, k call) (err error) {
 	if err != nil {
 		return err
 	}
-	log := filepath.Join(c.LogDir, fmt.Sprintf("%sruntime-%d-%d.log", durable.TempPrefix, os.Getpid(), sequence.Add(1)))
-	argv := []string{path, "--log", log, "--log-format", "json"}
-	if c.Root != "" {
-		argv = append(argv, "--root", c.Root)
-	}
-	if c.SystemdCgroup {
-		argv = append(argv, "--systemd-cgroup")
-	}
-	argv = append(append(argv, k.command), k.args...)
+	argv, log := c.arguments(path, k)
 
 	var stderr *os.File
 	if !k.shared && k.stdio.Err == nil {
@@ -80,6 +73,9 @@ func (c *CLI) run(ctx context.Context, k call) (err error) {
 		}
 	}
 	failure.Message = message(log, stderr)
+	if k.bare {
+		return failure
+	}
 	// Keeping the log is a service to whoever looks into the bundle; that it
 	// could not be kept changes nothing about the failure.
 	if durable.RenameVolatile("oci.log", log, filepath.Join(c.LogDir, LogFile)) != nil {
@@ -88,8 +84,29 @@ func (c *CLI) run(ctx context.Context, k call) (err error) {
 	return failure
 }
 
+// arguments makes the command line of a call, and the path of its log; "" if it
+// has none.
+func (c *CLI) arguments(path string, k call) (argv []string, log string) {
+	if k.bare {
+		return append([]string{path, k.command}, k.args...), ""
+	}
+	log = filepath.Join(c.LogDir, fmt.Sprintf("%sruntime-%d-%d.log", durable.TempPrefix, os.Getpid(), sequence.Add(1)))
+	argv = []string{path, "--log", log, "--log-format", "json"}
+	if c.Root != "" {
+		argv = append(argv, "--root", c.Root)
+	}
+	if c.SystemdCgroup {
+		argv = append(argv, "--systemd-cgroup")
+	}
+	return append(append(argv, k.command), k.args...), log
+}
+
 // removeLog removes the log of a call. One that stays is removed with the bundle.
-func removeLog(path string) { _ = os.Remove(path) }
+func removeLog(path string) {
+	if path != "" {
+		_ = os.Remove(path)
+	}
+}
 
 // lookup finds the runtime's binary.
 func (c *CLI) lookup() (string, error) {
