@@ -27,10 +27,17 @@ import (
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/internal/leak"
 	"github.com/berthd/berth/internal/mount"
+	"github.com/berthd/berth/internal/sys"
 )
 
 func TestMain(m *testing.M) {
 	fakeMain()
+	if os.Getenv("BERTH_TEST_SUBREAPER") != "" { // as berthd is; see test/vm/suites
+		if err := sys.SetSubreaper(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	code := m.Run()
 	for _, dir := range built {
 		_ = os.RemoveAll(dir)
