@@ -28,6 +28,14 @@ const (
 func (t *Tasks) remains(ctx context.Context, k *task) (*shimtask.DeleteResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.ShimDelete)
 	defer cancel()
+	// A shim that was told to leave closes its connection a moment before it is
+	// dead, and beside a living one nothing is removed.
+	k.mu.Lock()
+	shim := k.shim
+	k.mu.Unlock()
+	if shim.PID != 0 {
+		awaitDeath(ctx, shim)
+	}
 	cmd := exec.CommandContext(ctx, t.cfg.Shim, "delete", "-namespace", k.ns, "-id", k.id, "-bundle", k.dir)
 	cmd.Dir = k.dir
 	cmd.Env = t.shimEnv(k.ns)
