@@ -54,11 +54,11 @@ type logFile struct {
 // openLog opens a log for a number of streams, with the directories above it.
 func openLog(path string, o logOptions, log *slog.Logger) (*logFile, error) {
 	if err := os.MkdirAll(filepath.Dir(path), logDirMode); err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+		return nil, fmt.Errorf("log %s: %w", path, err)
 	}
 	l := &logFile{path: path, o: o, log: log, fd: -1, looked: time.Now()}
 	if err := l.open(); err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+		return nil, fmt.Errorf("log %s: %w", path, err)
 	}
 	return l, nil
 }
