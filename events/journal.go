@@ -43,7 +43,8 @@ type Journal struct {
 
 	// lane orders the appends. Whoever holds it is the only one that changes
 	// files, and may do so without mu; what readers may see changes under mu.
-	lane sync.Mutex
+	lane   sync.Mutex
+	recent *recent // belongs to whoever holds lane
 
 	// mu guards what follows. Nothing is read or written under it.
 	mu       sync.Mutex
@@ -57,7 +58,7 @@ type Journal struct {
 // was being written when the last process ended, what is there is cut off. One
 // process may have a journal open; the daemon's lock sees to that.
 func Open(o Options) (*Journal, error) {
-	j := &Journal{dir: o.Dir, maxBytes: o.MaxBytes, now: o.Now, log: o.Log}
+	j := &Journal{dir: o.Dir, maxBytes: o.MaxBytes, now: o.Now, log: o.Log, recent: newRecent()}
 	if j.maxBytes == 0 {
 		j.maxBytes = DefaultMaxBytes
 	}
@@ -118,7 +119,7 @@ func (j *Journal) load() error {
 // number to come. After a cut the numbers leave out as many as may have been
 // lost, so that none stands for two events, and a new segment is needed.
 func (j *Journal) mend(last *segment) (appendable bool, err error) {
-	next, end, wrong, err := last.scan()
+	next, end, wrong, err := last.scan(j.recent.add)
 	if err != nil {
 		return false, err
 	}
@@ -149,12 +150,16 @@ func (j *Journal) Bounds() (oldest, newest uint64) {
 }
 
 // append writes one record, whose body stands behind headerLen free bytes, and
-// shows it to the subscribers.
-func (j *Journal) append(record []byte) error {
+// shows it to the subscribers. With once, one that is there already is not
+// written again.
+func (j *Journal) append(record []byte, once bool) error {
 	j.lane.Lock()
 	defer j.lane.Unlock()
 	if j.closedNow() {
 		return errJournalClosed
+	}
+	if once && j.recent.has(record[headerLen:]) {
+		return nil
 	}
 	if err := j.makeRoom(int64(len(record))); err != nil {
 		// More is kept than should be: worth a line, not the event.
@@ -168,6 +173,7 @@ func (j *Journal) append(record []byte) error {
 	if err := j.write(last, record); err != nil {
 		return err
 	}
+	j.recent.add(record[headerLen:])
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	last.size += int64(len(record))

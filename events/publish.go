@@ -3,6 +3,7 @@ package events
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -38,12 +39,15 @@ func (j *Journal) Publish(ctx context.Context, namespace, topic string, event pr
 		Namespace: namespace,
 		Topic:     topic,
 		Event:     packed,
-	})
+	}, false)
 }
 
 // Forward journals an event that a shim or another process made, as it is; a
-// missing time counts as 1970. InvalidArgument for a bad namespace or topic,
-// also for none; the rest as for Publish.
+// missing time counts as 1970. An event of a task that is among the latest ones
+// already, with the same time to the nanosecond, is not journaled again: whoever
+// sent it has missed the answer, as happens when the daemon is killed in between.
+// InvalidArgument for a bad namespace or topic, also for none; the rest as for
+// Publish.
 func (j *Journal) Forward(ctx context.Context, envelope *types.Envelope) error {
 	if err := names.Identifier(envelope.GetNamespace()); err != nil {
 		return fmt.Errorf("forward event %q: namespace: %w", shorten(envelope.GetTopic()), err)
@@ -55,7 +59,8 @@ func (j *Journal) Forward(ctx context.Context, envelope *types.Envelope) error {
 		envelope = proto.CloneOf(envelope)
 		envelope.Timestamp = &timestamppb.Timestamp{}
 	}
-	return j.journal(envelope)
+	once := strings.HasPrefix(envelope.GetTopic(), "/tasks/") && envelope.GetTimestamp().GetNanos() != 0
+	return j.journal(envelope, once)
 }
 
 // buffers are for records on their way to the file.
@@ -64,7 +69,8 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 // maxPooled is the largest buffer that is kept for the next event.
 const maxPooled = 64 << 10
 
-func (j *Journal) journal(envelope *types.Envelope) error {
+// journal appends an event; with once, unless it is among the latest.
+func (j *Journal) journal(envelope *types.Envelope, once bool) error {
 	if size, limit := int64(proto.Size(envelope)), min(maxBody, j.maxBytes/4); size > limit {
 		return fmt.Errorf("event %q of %d bytes: more than %d: %w", envelope.Topic, size, limit, errdefs.ErrResourceExhausted)
 	}
@@ -75,12 +81,12 @@ func (j *Journal) journal(envelope *types.Envelope) error {
 		}
 	}()
 	var free [headerLen]byte
-	record, err := proto.MarshalOptions{}.MarshalAppend(append((*buffer)[:0], free[:]...), envelope)
+	record, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(append((*buffer)[:0], free[:]...), envelope)
 	if err != nil {
 		return fmt.Errorf("event %q: %w: %w", envelope.Topic, err, errdefs.ErrInvalidArgument)
 	}
 	*buffer = record
-	if err := j.append(record); err != nil {
+	if err := j.append(record, once); err != nil {
 		return fmt.Errorf("event %q: %w", envelope.Topic, err)
 	}
 	return nil

@@ -56,10 +56,10 @@ func (s *segment) remove() error {
 	return errors.Join(s.file.Close(), os.Remove(s.file.Name()))
 }
 
-// scan walks over all records. It gives the number after the last good one and
+// scan walks over all records and shows their bodies. It gives the number after the last good one and
 // the byte where that ends; what is wrong behind it, if anything, is the error,
 // unless reading itself fails, which is fatal.
-func (s *segment) scan() (next uint64, end int64, wrong, fatal error) {
+func (s *segment) scan(each func(body []byte)) (next uint64, end int64, wrong, fatal error) {
 	r := bufio.NewReaderSize(io.NewSectionReader(s.file, 0, s.size), 64<<10)
 	head := make([]byte, len(magic))
 	switch _, err := io.ReadFull(r, head); {
@@ -79,9 +79,11 @@ func (s *segment) scan() (next uint64, end int64, wrong, fatal error) {
 		} else if err != nil {
 			return 0, 0, nil, err
 		}
-		if number, _, _, err := unseal(record); err != nil || number != next {
+		number, body, _, err := unseal(record)
+		if err != nil || number != next {
 			return next, end, errDamaged, nil
 		}
+		each(body)
 		next++
 		end += int64(len(record))
 	}
