@@ -27,6 +27,7 @@ type container struct {
 
 	// noPivot and noKeyring are the runc options of the same meaning.
 	noPivot, noKeyring bool
+	shimGroup          string // where the shim itself is to be: the option shim_cgroup
 
 	oom *oomCount // set by Create; nil where the kernel does not tell
 

@@ -87,6 +87,7 @@ func (s *Shim) prepare(r *task.CreateTaskRequest) (*container, streamPaths, erro
 		owner:     owner{options.IoUid, options.IoGid},
 		noPivot:   options.NoPivotRoot,
 		noKeyring: options.NoNewKeyring,
+		shimGroup: options.ShimCgroup,
 		mounted:   len(r.Rootfs) > 0,
 		lane:      make(chan struct{}, 1),
 		execs:     map[string]*process{},
@@ -131,6 +132,7 @@ func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths str
 	if err := c.record(); err != nil {
 		return nil, fmt.Errorf("task %q: %w", c.id, err)
 	}
+	c.placeShim()
 	if c.mounted {
 		target := filepath.Join(c.bundle, record.RootfsDir)
 		if err := c.shim.config.Mounter.Mount(mounts(rootfs), target); err != nil {

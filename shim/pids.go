@@ -105,3 +105,15 @@ func (c *container) execPIDs() map[int]string {
 	}
 	return pids
 }
+
+// placeShim moves the shim into the control group that the options name. berthd
+// has done so by now; other daemons leave it to the shim. Where it is refused the
+// container runs all the same.
+func (c *container) placeShim() {
+	if c.shimGroup == "" {
+		return
+	}
+	if err := sys.JoinCgroup(os.Getpid(), c.shimGroup); err != nil {
+		c.shim.config.Log.Warn("shim not moved into its cgroup", "task", c.id, "cgroup", c.shimGroup, "error", err)
+	}
+}
