@@ -124,6 +124,9 @@ func (w *world) between(r *rand.Rand, kill, arm bool, do func()) {
 	w.mu.Lock()
 	w.starts++
 	w.armed = arm
+	if arm {
+		w.last = w.starts
+	}
 	w.mu.Unlock()
 	if err := w.daemon.Start(); err == nil {
 		return

@@ -62,6 +62,7 @@ type world struct {
 	mu     sync.Mutex
 	starts int             // of the daemon
 	armed  bool            // the daemon, and shims that it starts, have an armed fault point
+	last   int             // the last start with an armed point
 	doubt  map[string]bool // containers whose shim was killed, or may kill itself
 	exited map[string]bool // containers that were deleted: whether their exit was seen
 	counts map[string]int  // what was done, for the report
@@ -89,6 +90,16 @@ func (w *world) born(id string) (starts int) {
 		w.doubt[id] = true
 	}
 	return w.starts
+}
+
+// made notes that the shim of a container was started, by a daemon of the
+// start that born gave or of a later one.
+func (w *world) made(id string, starts int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.last >= starts {
+		w.doubt[id] = true
+	}
 }
 
 // restarted tells how often the daemon has been started.

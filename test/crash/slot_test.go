@@ -90,6 +90,7 @@ func (s *slot) life() {
 	m.starts = s.born(m.id)
 	s.makeContainer(m)
 	s.makeTask(m)
+	s.made(m.id, m.starts)
 	s.count("life")
 	if s.rand.IntN(8) > 0 {
 		s.start(m)
