@@ -343,8 +343,8 @@ func TestLogFullDisk(t *testing.T) {
 		t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
 		hog := filepath.Join(disk, "hog")
 		path := filepath.Join(disk, "log")
-		var notes bytes.Buffer
-		s, stdout, stderr := logStreams(t, "log://"+path+"?format="+format, slog.New(slog.NewTextHandler(&notes, nil)))
+		notes := &lines{}
+		s, stdout, stderr := logStreams(t, "log://"+path+"?format="+format, notes.log())
 		write(t, stdout, "before\n")
 		eventually(t, "before", func() bool { return strings.HasSuffix(readFile(t, path), "before\n") })
 		_ = os.WriteFile(hog, make([]byte, 64<<10), 0o600) // to the last byte
@@ -366,7 +366,7 @@ func TestLogFullDisk(t *testing.T) {
 			t.Errorf("%s: %d bytes, %.20q to %q", format, len(log), log, log[max(0, len(log)-20):])
 		}
 		lost := len("before\nafter\n") + len(lines) - len(log)
-		text := notes.String()
+		text := notes.text()
 		if strings.Count(text, "output is being lost") < 1 || strings.Count(text, "\n") > 8 {
 			t.Errorf("%s: %s", format, text)
 		}
