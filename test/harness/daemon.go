@@ -58,7 +58,15 @@ func New(p *Programs) (*Daemon, error) {
 		State:    filepath.Join(dir, "state"),
 		Address:  filepath.Join(dir, "berth.sock"),
 	}
-	d.log, err = os.Create(filepath.Join(dir, "daemon.log"))
+	if d.log, err = os.Create(filepath.Join(dir, "daemon.log")); err != nil {
+		return nil, err
+	}
+	// The OCI runtime that the tests are to run with; see test/vm/suites.
+	if binary := os.Getenv("BERTH_OCI_BINARY"); binary != "" {
+		file := filepath.Join(dir, "berth.toml")
+		d.Args = []string{"--config", file}
+		err = os.WriteFile(file, fmt.Appendf(nil, "[runtime]\nbinary = %q\n", binary), 0o600)
+	}
 	return d, err
 }
 
