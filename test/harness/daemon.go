@@ -29,8 +29,9 @@ type Daemon struct {
 	Args     []string // further arguments
 	Env      []string // further environment, as KEY=VALUE; the next Start takes it
 
-	log *os.File
-	cmd *exec.Cmd
+	config []string // arguments
+	log    *os.File
+	cmd    *exec.Cmd
 }
 
 // Race is the environment variable that programs built with the race detector
@@ -64,7 +65,7 @@ func New(p *Programs) (*Daemon, error) {
 	// The OCI runtime that the tests are to run with; see test/vm/suites.
 	if binary := os.Getenv("BERTH_OCI_BINARY"); binary != "" {
 		file := filepath.Join(dir, "berth.toml")
-		d.Args = []string{"--config", file}
+		d.config = []string{"--config", file}
 		err = os.WriteFile(file, fmt.Appendf(nil, "[runtime]\nbinary = %q\n", binary), 0o600)
 	}
 	return d, err
@@ -75,7 +76,7 @@ func (d *Daemon) Start() error {
 	if d.cmd != nil {
 		return errors.New("the daemon runs already")
 	}
-	args := append([]string{"--root", d.Root, "--state", d.State, "--address", d.Address, "--log-level", "debug"}, d.Args...)
+	args := append([]string{"--root", d.Root, "--state", d.State, "--address", d.Address, "--log-level", "debug"}, append(d.config, d.Args...)...)
 	cmd := exec.Command(d.Programs.Path("berthd"), args...)
 	cmd.Stdout, cmd.Stderr = d.log, d.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
