@@ -97,6 +97,9 @@ func (t *Tasks) act(k *task, v verdict, reason string, c *conn, before standing)
 		}
 		t.holdExecs(k)
 		t.noteRan(k)
+		if k.foreign() {
+			t.followLog(k)
+		}
 		k.set(connected, "", c)
 		log.Info("task adopted")
 		return // c is the task's now
@@ -115,7 +118,7 @@ func (t *Tasks) act(k *task, v verdict, reason string, c *conn, before standing)
 			log.Error("shim lost, the container runs on without it", "reason", reason, "shim_log", logTail(k.dir))
 		}
 	case verdictStopped:
-		if err := t.dismiss(k.ctx, c); err != nil {
+		if err := t.dismiss(k.ctx, k, c); err != nil {
 			k.set(adopting, err.Error(), nil)
 			break
 		}
@@ -144,7 +147,7 @@ func (t *Tasks) act(k *task, v verdict, reason string, c *conn, before standing)
 
 // undoIntent removes what a create has left that never came to an outcome.
 func (t *Tasks) undoIntent(k *task, c *conn) error {
-	if err := t.dismiss(k.ctx, c); err != nil {
+	if err := t.dismiss(k.ctx, k, c); err != nil {
 		return err
 	}
 	if _, err := t.remains(k.ctx, k); err != nil {
@@ -154,13 +157,18 @@ func (t *Tasks) undoIntent(k *task, c *conn) error {
 }
 
 // dismiss has a shim without containers leave, and waits until it has. No
-// connection is no shim.
-func (t *Tasks) dismiss(ctx context.Context, c *conn) error {
+// connection is no shim. A shim that another task is with is told as well, and
+// stays, if it has others.
+func (t *Tasks) dismiss(ctx context.Context, k *task, c *conn) error {
 	if c == nil {
 		return nil
 	}
 	if err := t.shutdown(ctx, c); err != nil {
 		return err
+	}
+	if k != nil && t.shared(k) {
+		c.close()
+		return nil
 	}
 	return t.parted(ctx, c)
 }

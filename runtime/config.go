@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -22,6 +24,13 @@ type Config struct {
 	Address      string // the daemon's gRPC socket, told to shims
 	TTRPCAddress string // the daemon's ttrpc socket, where shims forward events to
 	Shim         string // path of the berth-shim binary
+	// Daemon is the daemon's own binary, whose "publish" a foreign shim may run.
+	// Default: the binary of this process.
+	Daemon string
+
+	// GRPC makes the client of a foreign shim that speaks gRPC. Without it such
+	// shims are refused.
+	GRPC func(dial func(context.Context) (net.Conn, error)) (TaskClient, error)
 
 	// Publish takes an event of the daemon's own: the exit and the delete of a
 	// task whose shim has died.
@@ -56,6 +65,7 @@ type Deadlines struct {
 	Connect    time.Duration // to a shim that is already there, and its first answer: 5 seconds
 	Shutdown   time.Duration // until a shim without containers has left: 5 seconds
 	ShimDelete time.Duration // the run of "berth-shim delete" for a dead shim: 1 minute
+	ShimStart  time.Duration // the start of a foreign shim, and the connection to it: 1 minute each
 	// Events is how long a living shim may take to deliver the exit event of a
 	// process that ended while the daemon was away: 10 seconds. Then the daemon
 	// publishes it itself.
@@ -96,6 +106,13 @@ func (c *Config) setDefaults() error {
 	if c.Watch == 0 {
 		c.Watch = 30 * time.Second
 	}
+	if c.Daemon == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("runtime: %w", err)
+		}
+		c.Daemon = self
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -120,6 +137,7 @@ func (d *Deadlines) setDefaults() {
 		{&d.Connect, 5 * time.Second},
 		{&d.Shutdown, 5 * time.Second},
 		{&d.ShimDelete, time.Minute},
+		{&d.ShimStart, time.Minute},
 		{&d.Events, 10 * time.Second},
 		{&d.Retry, 500 * time.Millisecond},
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync/atomic"
 	"time"
@@ -20,9 +21,9 @@ import (
 
 // conn is a connection to a shim.
 type conn struct {
-	client *ttrpc.Client
+	client io.Closer
 	shim   taskttrpc.TaskService
-	done   chan struct{} // closed when the connection is
+	done   <-chan struct{} // closed when the connection is
 
 	silent  atomic.Int64 // since when a deadline has passed without an answer, in Unix nanoseconds; 0 if none has
 	probing atomic.Bool  // it is being asked whether it answers again
@@ -36,20 +37,59 @@ const writeLimit = 5 * time.Second
 // own account of what it waited for arrives before ours.
 const answerMargin = time.Second
 
-// dial connects to the shim of a task. It blocks for no longer than it takes the
-// kernel: a shim that has been started need not be up yet.
-func dial(ctx context.Context, socket string) (*conn, error) {
-	var d net.Dialer
-	raw, err := d.DialContext(ctx, "unix", socket)
+// TaskClient is a client of the task API over another protocol than ttrpc. Done is
+// closed when its connection has ended, Close ends it.
+type TaskClient interface {
+	taskttrpc.TaskService
+	Done() <-chan struct{}
+	Close() error
+}
+
+// dial connects to a shim. It blocks for no longer than it takes the kernel,
+// since one of our own that has been started need not be up yet; with wait it
+// tries until ctx ends.
+func (t *Tasks) dial(ctx context.Context, at contact, wait bool) (*conn, error) {
+	dial, err := at.dialer()
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{done: make(chan struct{})}
-	c.client = ttrpc.NewClient(guardedConn{raw},
-		ttrpc.WithOnClose(func() { close(c.done) }),
-		ttrpc.WithUnaryClientInterceptor(shortenTimeout))
-	c.shim = taskttrpc.NewTaskClient(c.client)
-	return c, nil
+	if at.Protocol == protocolGRPC {
+		if t.cfg.GRPC == nil {
+			return nil, fmt.Errorf("a shim that speaks gRPC: %w", errdefs.ErrNotImplemented)
+		}
+		client, err := t.cfg.GRPC(dial)
+		if err != nil {
+			return nil, err
+		}
+		return &conn{client: client, shim: client, done: client.Done()}, nil
+	}
+	var raw net.Conn
+	if wait {
+		raw, err = dialRetry(ctx, dial)
+	} else {
+		raw, err = dial(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	done := make(chan struct{})
+	client := ttrpc.NewClient(guardedConn{raw},
+		ttrpc.WithOnClose(func() { close(done) }),
+		ttrpc.WithUnaryClientInterceptor(interceptor(at.Version)))
+	return &conn{client: client, shim: taskttrpc.NewTaskClient(client), done: done}, nil
+}
+
+// The task API's service by version. The messages are the same on the wire.
+const serviceV2 = "containerd.task.v2.Task"
+
+func interceptor(version int) ttrpc.UnaryClientInterceptor {
+	if version != taskV2 {
+		return shortenTimeout
+	}
+	return func(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, info *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
+		req.Service = serviceV2
+		return shortenTimeout(ctx, req, resp, info, invoke)
+	}
 }
 
 // dialAnswer tells a socket on which nobody listens from one that can't be

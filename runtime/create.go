@@ -104,7 +104,13 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 		hasAnswered := ctx.Err() == nil && !c.closed() && !errors.Is(err, context.DeadlineExceeded)
 		return 0, t.undo(k, shim, c, hasAnswered, unnamed(k.id, err))
 	}
-	if err := k.created(c); err != nil {
+	if p.intent.Foreign {
+		err = t.recordInit(k, int(reply.GetPid()))
+	}
+	if err == nil {
+		err = k.created(c)
+	}
+	if err != nil {
 		return 0, t.undo(k, shim, c, false, err)
 	}
 	t.wg.Go(func() { t.supervise(k) })
@@ -113,6 +119,10 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 
 // startShim starts the shim of a new bundle and connects to it.
 func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn, error) {
+	if p.intent.Foreign {
+		c, err := t.startForeign(ctx, k, p)
+		return nil, c, err
+	}
 	socket, err := listen(k.socket)
 	if err != nil {
 		return nil, nil, err
@@ -135,7 +145,7 @@ func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn,
 	t.place(k, made.PID, p.cgroup)
 	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Connect)
 	defer cancel()
-	c, err := dial(dialCtx, k.socket)
+	c, err := t.dial(dialCtx, ownContact(k.socket), false)
 	if err != nil {
 		err = fmt.Errorf("connect to the shim: %w", err)
 	}
@@ -183,10 +193,13 @@ func (t *Tasks) undo(k *task, shim *child, c *conn, answered bool, cause error) 
 
 // undoShim ends the shim of a failed create and all that came of it.
 func (t *Tasks) undoShim(ctx context.Context, k *task, shim *child, c *conn, answered bool) error {
+	if k.foreign() {
+		return t.undoForeign(ctx, k, c, answered)
+	}
 	if shim == nil {
 		return nil
 	}
-	clean := answered && t.dismiss(ctx, c) == nil
+	clean := answered && t.dismiss(ctx, k, c) == nil
 	if c != nil {
 		c.close()
 	}
@@ -204,6 +217,24 @@ func (t *Tasks) undoShim(ctx context.Context, k *task, shim *child, c *conn, ans
 	}
 	_, err = t.remains(ctx, k)
 	return err
+}
+
+// undoForeign is undoShim for a foreign shim, which is asked to leave if it
+// answers at all, and whose "delete" removes what is left.
+func (t *Tasks) undoForeign(ctx context.Context, k *task, c *conn, answered bool) error {
+	if c != nil {
+		if answered {
+			if err := t.dismiss(ctx, k, c); err != nil {
+				t.cfg.Log.Warn("shim of a failed create does not leave", "namespace", k.ns, "id", k.id, "error", err)
+			}
+		}
+		c.close()
+	}
+	_, err := t.remains(ctx, k)
+	if t.shared(k) {
+		return err
+	}
+	return errors.Join(err, t.endShim(ctx, k, c))
 }
 
 // clear removes the bundle and the socket of a task of which no process is left,
@@ -230,7 +261,7 @@ func (t *Tasks) shelve(k *task) error {
 	if err := os.Remove(k.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return nil
+	return t.clearWork(k)
 }
 
 // unshelve removes what shelve has left.

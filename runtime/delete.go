@@ -131,6 +131,9 @@ func (t *Tasks) deleteWithShim(ctx context.Context, k *task, v view) (record.Exi
 		}
 		told = t.parted(ctx, c)
 	}
+	if t.shared(k) {
+		return record.Exit{}, errors.Join(err, told) // it has others
+	}
 	// The shim has no container any more, so it may be ended.
 	if err := errors.Join(err, t.endShim(ctx, k, c)); err != nil {
 		return record.Exit{}, errors.Join(err, told)
@@ -148,6 +151,13 @@ func (t *Tasks) deleteWithShim(ctx context.Context, k *task, v view) (record.Exi
 // the task's last events are out.
 func (t *Tasks) farewell(k *task, c *conn, exit record.Exit) {
 	log := t.cfg.Log.With("namespace", k.ns, "id", k.id)
+	if t.shared(k) {
+		t.awaitDelete(k)
+		t.lastEvents(k, exit)
+		t.unshelve(k)
+		t.drop(k)
+		return
+	}
 	if err := t.parted(k.ctx, c); err != nil {
 		if k.ctx.Err() != nil {
 			return // the daemon stops; the shim leaves all the same
@@ -160,6 +170,30 @@ func (t *Tasks) farewell(k *task, c *conn, exit record.Exit) {
 	t.lastEvents(k, exit)
 	t.unshelve(k)
 	t.drop(k)
+}
+
+// deleteLook is how often it is looked whether a delete event has come.
+const deleteLook = 10 * time.Millisecond
+
+// awaitDelete waits for the delete event of a task whose shim stays with others.
+func (t *Tasks) awaitDelete(k *task) {
+	ctx, cancel := context.WithTimeout(k.ctx, t.cfg.Deadlines.Shutdown)
+	defer cancel()
+	ticker := time.NewTicker(deleteLook)
+	defer ticker.Stop()
+	for {
+		k.mu.Lock()
+		deleted := k.seen.deleted
+		k.mu.Unlock()
+		if deleted {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // shimDelete has the shim delete the container, and gives init's exit.
@@ -203,10 +237,13 @@ func (t *Tasks) endShim(ctx context.Context, k *task, c *conn) error {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Shutdown)
 	defer cancel()
 	if own != nil {
-		if !c.closed() {
+		if c == nil || !c.closed() {
 			own.kill()
 		}
 		return own.gone(ctx)
+	}
+	if shim.PID == 0 {
+		return nil // a foreign one that does not say; it was told to leave
 	}
 	handle, err := sys.OpenProcess(shim.PID)
 	if errors.Is(err, os.ErrProcessDone) {
@@ -219,7 +256,7 @@ func (t *Tasks) endShim(ctx context.Context, k *task, c *conn) error {
 	if handle.StartTime() != shim.StartTime {
 		return nil // the shim has ended, another process has its pid
 	}
-	if c.closed() && handle.Exited(ctx) == nil {
+	if (c == nil || c.closed()) && handle.Exited(ctx) == nil {
 		return nil
 	}
 	if err := handle.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {

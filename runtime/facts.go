@@ -29,6 +29,7 @@ type records struct {
 	ran     bool // init was started, as far as the daemon noted
 	seen    seen
 	damaged error
+	at      *contact // of a foreign shim
 }
 
 func readRecords(dir string) records {
@@ -42,6 +43,11 @@ func readRecords(dir string) records {
 		errs[0] = fmt.Errorf("%s: no such record", filepath.Join(dir, record.IntentFile))
 	}
 	r.damaged = errors.Join(errs[:]...)
+	if r.intent != nil && r.intent.Foreign {
+		if at, err := readContact(dir); err == nil { // else it never said
+			r.at = &at
+		}
+	}
 	status, _ := readRecord[record.Status](dir, record.StatusFile) // a hint only
 	r.ran = status != nil
 	switch {
@@ -53,6 +59,13 @@ func readRecords(dir string) records {
 		r.status = apitask.Status_CREATED
 	}
 	return r
+}
+
+// contact tells where the task's shim listens.
+func (k *task) contact() contact {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.at
 }
 
 // readRecord reads a record; nil if the file is missing.
@@ -77,6 +90,9 @@ func (k *task) take(r records) {
 	}
 	if r.shim != nil {
 		k.shim = *r.shim
+	}
+	if r.at != nil {
+		k.at = *r.at
 	}
 	if r.started != nil {
 		k.init.started = *r.started
@@ -151,7 +167,7 @@ const dyingTime = 500 * time.Millisecond
 // who looks between finds neither a shim nor proof of its death, and would keep
 // the task as unknown until the next try.
 func awaitDeath(ctx context.Context, s record.Shim) {
-	if lifeOf(s.PID, s.StartTime) == dead {
+	if lifeOf(s.PID, s.StartTime) != alive {
 		return
 	}
 	p, err := sys.OpenProcess(s.PID)
@@ -167,7 +183,12 @@ func awaitDeath(ctx context.Context, s record.Shim) {
 	_ = p.Exited(ctx) // what there is to know is read anew
 }
 
+// lifeOf tells whether a recorded process lives. One without a start time is not
+// of this machine, and can't be told of.
 func lifeOf(pid int, start uint64) life {
+	if start == 0 {
+		return unrecorded
+	}
 	if sys.Alive(pid, start) {
 		return alive
 	}
@@ -181,7 +202,7 @@ func (t *Tasks) probe(ctx context.Context, k *task) (answer, *conn, *shimtask.St
 	const tries = 3
 	for range tries {
 		dialCtx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Connect)
-		c, err := dial(dialCtx, k.socket)
+		c, err := t.dial(dialCtx, k.contact(), false)
 		cancel()
 		if err != nil {
 			return dialAnswer(err), nil, nil

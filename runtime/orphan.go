@@ -84,6 +84,9 @@ func (t *Tasks) lastWord(k *task, p *process, dir string) record.Exit {
 	k.mu.Lock()
 	started := p.started
 	k.mu.Unlock()
+	if p.exec == "" && started.StartTime == 0 && k.foreign() {
+		return t.foreignLastWord(k, started)
+	}
 	exit := record.Exit{Version: record.Version, PID: started.PID, Status: statusUnobserved, ExitedAt: t.cfg.Now()}
 	exit.Reason = reasonUnobserved + "there is no record of its process"
 	if started.PID != 0 {

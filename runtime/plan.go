@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
@@ -53,21 +54,23 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 	if r.GetRuntimePath() != "" {
 		runtime = r.GetRuntimePath()
 	}
-	options, o, err := runtimeOptions(c, r)
+	binary, err := t.resolve(runtime)
+	if err != nil {
+		return nil, err
+	}
+	foreign := binary != t.cfg.Shim
+	options, o, err := runtimeOptions(c, r, foreign)
 	if err != nil {
 		return nil, err
 	}
 	if o.GetTaskApiAddress() != "" { // the old spelling
 		return nil, joining(o.GetTaskApiAddress())
 	}
-	if err := t.resolve(runtime); err != nil {
-		return nil, err
-	}
 	p := &plan{
 		config: c.GetSpec().GetValue(),
 		cgroup: o.GetShimCgroup(),
 		intent: record.Intent{
-			Version: record.Version, Namespace: ns, ID: id, Runtime: runtime, Binary: t.cfg.Shim,
+			Version: record.Version, Namespace: ns, ID: id, Runtime: runtime, Binary: binary, Foreign: foreign,
 			Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(),
 		},
 		request: &shimtask.CreateTaskRequest{
@@ -94,8 +97,8 @@ func recordMount(m *types.Mount) record.Mount {
 
 // runtimeOptions gives those of the request, else those of the container, with
 // the bare type name that shims expect. Options of another kind are a plain
-// error, as the contract has it.
-func runtimeOptions(c *containers.Container, r *tasks.CreateTaskRequest) (*anypb.Any, *runc.Options, error) {
+// error, as the contract has it, unless a container has them for a foreign shim.
+func runtimeOptions(c *containers.Container, r *tasks.CreateTaskRequest, foreign bool) (*anypb.Any, *runc.Options, error) {
 	options, whose := r.GetOptions(), "task"
 	if len(options.GetValue()) == 0 {
 		// Even without a value, a wrong type shows that the client means
@@ -109,6 +112,9 @@ func runtimeOptions(c *containers.Container, r *tasks.CreateTaskRequest) (*anypb
 		return nil, nil, nil
 	}
 	if _, name, _ := cutLast(options.GetTypeUrl(), "/"); name != optionsType {
+		if foreign && whose != "task" {
+			return options, nil, nil // its own business
+		}
 		return nil, nil, fmt.Errorf("%s options of type %q: this runtime takes %s", whose, name, optionsType)
 	}
 	var o runc.Options
@@ -118,37 +124,79 @@ func runtimeOptions(c *containers.Container, r *tasks.CreateTaskRequest) (*anypb
 	return &anypb.Any{TypeUrl: optionsType, Value: options.GetValue()}, &o, nil
 }
 
-// resolve checks that a runtime name, or the path of a shim, means our own
-// shim. Shims of others are not served yet.
-func (t *Tasks) resolve(runtime string) error {
-	foreign := func(path string) error {
-		return fmt.Errorf("runtime %q: the shim %s is not berth's own: %w", runtime, path, errdefs.ErrNotImplemented)
-	}
+// resolve finds the shim of a runtime name, or of the path of a shim. It is
+// Config.Shim where that means our own.
+func (t *Tasks) resolve(runtime string) (binary string, err error) {
 	switch {
 	case runtime == RuntimeRunc || runtime == RuntimeBerth:
-		return nil
+		return t.cfg.Shim, nil
 	case filepath.IsAbs(runtime):
 		info, err := os.Stat(runtime)
 		if err != nil {
-			return fmt.Errorf("runtime %q: %w", runtime, plain(err))
+			return "", fmt.Errorf("runtime %q: %w", runtime, plain(err))
 		}
 		own, err := os.Stat(t.cfg.Shim)
 		if err == nil && os.SameFile(info, own) {
-			return nil
+			return t.cfg.Shim, nil
 		}
-		return foreign(runtime)
+		if !executable(runtime) {
+			return "", fmt.Errorf("runtime %q: not a program that can be run", runtime)
+		}
+		return runtime, nil
 	case strings.Contains(runtime, "/"):
-		return fmt.Errorf("runtime %q: neither a runtime name nor an absolute path", runtime)
+		return "", fmt.Errorf("runtime %q: neither a runtime name nor an absolute path", runtime)
 	}
-	binary := shimBinary(runtime)
-	if binary == "" {
-		return fmt.Errorf("runtime %q: not a runtime name, such as %s", runtime, RuntimeRunc)
+	name := shimBinary(runtime)
+	if name == "" {
+		return "", fmt.Errorf("runtime %q: not a runtime name, such as %s", runtime, RuntimeRunc)
 	}
-	path, err := findShim(binary)
+	path, err := t.shims.find(name)
 	if err != nil {
-		return fmt.Errorf("runtime %q: %w", runtime, err)
+		return "", fmt.Errorf("runtime %q: %w", runtime, err)
 	}
-	return foreign(path)
+	return path, nil
+}
+
+// foundShims is what is known of the shims of others.
+type foundShims struct {
+	mu    sync.Mutex        // guards the rest
+	paths map[string]string // by name
+	older map[string]bool   // by path: those that take the bare options
+}
+
+func (f *foundShims) isOlder(path string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.older[path]
+}
+
+func (f *foundShims) setOlder(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.older == nil {
+		f.older = map[string]bool{}
+	}
+	f.older[path] = true
+}
+
+func (f *foundShims) find(name string) (string, error) {
+	f.mu.Lock()
+	path := f.paths[name]
+	f.mu.Unlock()
+	if path != "" && executable(path) {
+		return path, nil
+	}
+	path, err := findShim(name)
+	if err != nil {
+		return "", err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.paths == nil {
+		f.paths = map[string]string{}
+	}
+	f.paths[name] = path
+	return path, nil
 }
 
 // plain is an error with the text of err and no kind: that a shim's file is

@@ -53,26 +53,36 @@ func TestResolve(t *testing.T) {
 	t.Setenv("PATH", dir)
 	table := &Tasks{cfg: Config{Shim: own}}
 	for runtime, want := range map[string]string{
-		RuntimeRunc: "", RuntimeBerth: "", own: "", link: "",
-		"io.containerd.other.v2":             "not berth's own: not implemented",
-		foreign:                              "not berth's own: not implemented",
+		RuntimeRunc: own, RuntimeBerth: own, own: own, link: own,
+		"io.containerd.other.v2": foreign, foreign: foreign,
+	} {
+		for range 2 { // the second time from memory
+			if got, err := table.resolve(runtime); got != want || err != nil {
+				t.Errorf("%q: %q, %v, want %q", runtime, got, err, want)
+			}
+		}
+	}
+	for runtime, want := range map[string]string{
 		"io.containerd.nosuch.v9":            "its shim containerd-shim-nosuch-v9 is not installed: not in PATH, nor next to the daemon",
 		"rel/path":                           "neither a runtime name nor an absolute path",
 		"runc":                               "not a runtime name, such as io.containerd.runc.v2",
 		"":                                   "not a runtime name, such as io.containerd.runc.v2",
 		filepath.Join(dir, "does-not-exist"): "no such file or directory",
+		dir:                                  "not a program that can be run",
 	} {
-		err := table.resolve(runtime)
-		if want == "" && err == nil {
-			continue
-		}
-		if err == nil || want == "" || !strings.HasSuffix(err.Error(), want) {
+		_, err := table.resolve(runtime)
+		if err == nil || !strings.HasSuffix(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", runtime, err, want)
 		}
-		// The code on the wire is Unknown, except for what may come one day.
-		if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err) != strings.HasSuffix(want, "not implemented") {
+		if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) { // the code on the wire is Unknown
 			t.Errorf("%q: kind of %v", runtime, err)
 		}
+	}
+	if err := os.Remove(foreign); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := table.resolve("io.containerd.other.v2"); err == nil {
+		t.Error("a shim that was removed is still found")
 	}
 }
 

@@ -43,7 +43,11 @@ func (t *Tasks) deleteQuarantined(ctx context.Context, k *task, v view) (record.
 func (t *Tasks) proveDead(ctx context.Context, k *task) error {
 	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Connect)
 	defer cancel()
-	c, err := dial(dialCtx, k.socket)
+	at := k.contact()
+	if foreign, err := readContact(k.dir); err == nil {
+		at = foreign
+	}
+	c, err := t.dial(dialCtx, at, false)
 	if err == nil {
 		c.close()
 		return errors.New("somebody listens on its shim's socket")

@@ -26,6 +26,9 @@ const (
 // a task. It can be repeated. The caller knows that the shim is dead and that
 // nothing is lost with what still runs.
 func (t *Tasks) remains(ctx context.Context, k *task) (*shimtask.DeleteResponse, error) {
+	if k.foreign() {
+		return t.foreignRemains(ctx, k)
+	}
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.ShimDelete)
 	defer cancel()
 	// A shim that was told to leave closes its connection a moment before it is
@@ -59,6 +62,26 @@ func (t *Tasks) remains(ctx context.Context, k *task) (*shimtask.DeleteResponse,
 		return nil, errors.Join(fmt.Errorf("%s delete: output is no DeleteResponse", filepath.Base(t.cfg.Shim)), err)
 	}
 	return &reply, nil
+}
+
+// foreignRemains is remains by the foreign shim's own "delete".
+func (t *Tasks) foreignRemains(ctx context.Context, k *task) (*shimtask.DeleteResponse, error) {
+	output, err := t.runForeign(ctx, k, t.cfg.Deadlines.ShimDelete, nil, "-bundle", k.dir, "delete")
+	var reply shimtask.DeleteResponse
+	if err == nil {
+		if uerr := proto.Unmarshal(output, &reply); uerr != nil {
+			err = errors.Join(fmt.Errorf("%s delete: output is no DeleteResponse", filepath.Base(k.view().intent.Binary)), uerr)
+		}
+	}
+	if err == nil {
+		return &reply, nil
+	}
+	// A shim may fail over a bundle in which it has made nothing.
+	if ctx.Err() != nil || noTrace(k.dir, k.id) != nil {
+		return nil, err
+	}
+	t.cfg.Log.Warn("shim could not remove what is left of a container of which nothing runs", "namespace", k.ns, "id", k.id, "error", err)
+	return &shimtask.DeleteResponse{ExitStatus: statusUnobserved}, nil
 }
 
 // clipped keeps the first bytes that are written to it and drops the rest.

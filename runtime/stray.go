@@ -26,7 +26,7 @@ func (t *Tasks) findStrays() error {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(t.ctx, t.cfg.Deadlines.Connect)
-		c, err := dial(ctx, path)
+		c, err := t.dial(ctx, ownContact(path), false)
 		cancel()
 		switch {
 		case err == nil:
@@ -46,7 +46,7 @@ func (t *Tasks) findStrays() error {
 // container, about which nobody knows more than it does.
 func (t *Tasks) dismissStray(c *conn) {
 	defer c.close()
-	if err := t.dismiss(t.ctx, c); err != nil && t.ctx.Err() == nil {
+	if err := t.dismiss(t.ctx, nil, c); err != nil && t.ctx.Err() == nil {
 		t.cfg.Log.Error("a shim without a bundle does not leave; look for it with ps", "error", err)
 		return
 	}

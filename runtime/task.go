@@ -54,23 +54,25 @@ type task struct {
 	leave context.CancelFunc
 
 	// mu guards what follows. It is never held over I/O.
-	mu      sync.Mutex
-	stand   standing
-	reason  string
-	judged  bool          // adopting: a first verdict is in
-	changed chan struct{} // closed and replaced when stand or judged changes
-	conn    *conn         // connected
-	child   *child        // the shim, if this daemon started it
-	intent  record.Intent
-	shim    record.Shim
-	status  apitask.Status // of init as last known; STOPPED once its exit is
-	ran     bool           // init was started
-	init    *process
-	execs   map[string]*process // those somebody waits for or that outlived the shim
-	seen    seen
-	flight  *deletion    // the Delete that is under way
-	deleted *record.Exit // what the shim answered to Delete
-	shelved string       // where the bundle's files are once its name is free
+	mu        sync.Mutex
+	stand     standing
+	reason    string
+	judged    bool          // adopting: a first verdict is in
+	changed   chan struct{} // closed and replaced when stand or judged changes
+	conn      *conn         // connected
+	at        contact       // where the shim listens
+	child     *child        // the shim, if this daemon started it
+	intent    record.Intent
+	shim      record.Shim
+	status    apitask.Status // of init as last known; STOPPED once its exit is
+	ran       bool           // init was started
+	init      *process
+	execs     map[string]*process // those somebody waits for or that outlived the shim
+	seen      seen
+	flight    *deletion    // the Delete that is under way
+	deleted   *record.Exit // what the shim answered to Delete
+	following bool         // a foreign shim's log is being followed
+	shelved   string       // where the bundle's files are once its name is free
 }
 
 // seen says which events were published.
@@ -121,8 +123,8 @@ func (t *Tasks) newTask(ns, id string, s standing) *task {
 		ns: ns, id: id, dir: t.bundles.path(ns, id), socket: socketPath(t.cfg.State, ns, id),
 		lane: newLane(), publishing: newLane(), kick: make(chan struct{}, 1),
 		stand: s, changed: make(chan struct{}),
-		status: apitask.Status_UNKNOWN,
-		init:   newProcess(""), execs: map[string]*process{},
+		status: apitask.Status_UNKNOWN, at: ownContact(socketPath(t.cfg.State, ns, id)),
+		init: newProcess(""), execs: map[string]*process{},
 		seen: seen{exits: map[string]int{}},
 	}
 	k.ctx, k.leave = context.WithCancel(t.ctx)

@@ -25,6 +25,7 @@ type Tasks struct {
 	bootID  string
 	null    *os.File // standard input of shims
 	bygone  bygone
+	shims   foundShims
 	dog     watchdog
 
 	// ctx ends with Close; wg has everything that was started.

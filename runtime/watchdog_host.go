@@ -123,7 +123,7 @@ func (l *inspection) sockets(ctx context.Context) {
 		if !ok || l.tasks.ownSockets()[path] {
 			continue
 		}
-		c, err := dial(ctx, path)
+		c, err := l.tasks.dial(ctx, ownContact(path), false)
 		if err == nil {
 			c.close()
 			continue // somebody's who looks after it: a sandbox, a shim that is leaving

@@ -7,8 +7,9 @@
 //	├── config.json      OCI spec, byte for byte as the client gave it     (daemon)
 //	├── intent.json      Intent                                            (daemon)
 //	├── shim.json        Shim: the shim's pid, start time, socket          (daemon)
+//	├── bootstrap.json   where a foreign shim listens, as it said          (daemon)
 //	├── runtime.json     Runtime: how the OCI runtime is called            (shim)
-//	├── init.json        Started: pid and start time of init               (shim)
+//	├── init.json        Started: pid and start time of init               (shim, or daemon for a foreign shim)
 //	├── exit.json        Exit of init                                      (shim, or daemon once the shim is dead)
 //	├── execs/EXEC/      init.json and exit.json of each exec              (shim)
 //	├── status.json      Status: created, running or paused at last        (daemon)
@@ -50,6 +51,7 @@ const (
 	ExitSeenFile   = "exit.seen"
 	DeleteSeenFile = "delete.seen"
 	SeenDir        = "seen"
+	BootstrapFile  = "bootstrap.json"
 )
 
 // Version is that of the files this package writes. A higher one is refused.
@@ -79,6 +81,7 @@ type Intent struct {
 	ID        string    `json:"id"`
 	Runtime   string    `json:"runtime"`           // runtime name, such as io.containerd.runc.v2
 	Binary    string    `json:"binary"`            // resolved path of the shim
+	Foreign   bool      `json:"foreign,omitempty"` // the shim is not our own: it keeps no records
 	Options   *Any      `json:"options,omitempty"` // runtime options
 	Rootfs    []Mount   `json:"rootfs,omitempty"`
 	Stdin     string    `json:"stdin,omitempty"`
@@ -89,12 +92,15 @@ type Intent struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// Shim is the shim process and where it listens.
+// Shim is the shim process and where it listens. Of a foreign one the pid may not
+// be known: 0.
 type Shim struct {
 	Version   int    `json:"version"`
 	PID       int    `json:"pid"`
-	StartTime uint64 `json:"start_time"` // field 22 of /proc/PID/stat, clock ticks since boot
-	Socket    string `json:"socket"`     // absolute path of the unix socket
+	StartTime uint64 `json:"start_time"`         // field 22 of /proc/PID/stat, clock ticks since boot
+	Socket    string `json:"socket"`             // absolute path of the unix socket; of a foreign shim any address
+	API       int    `json:"api,omitempty"`      // version of the task API, if it is not 3
+	Protocol  string `json:"protocol,omitempty"` // if it is not ttrpc
 }
 
 // Runtime is how the OCI runtime of a container is called, for whoever has to
@@ -106,7 +112,8 @@ type Runtime struct {
 	SystemdCgroup bool   `json:"systemd_cgroup,omitempty"`
 }
 
-// Started is a container process that the OCI runtime has made.
+// Started is a container process that the OCI runtime has made. A start time of
+// 0, under a foreign shim, is that of a process that this machine does not have.
 type Started struct {
 	Version   int    `json:"version"`
 	PID       int    `json:"pid"`

@@ -1,0 +1,283 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	shimtask "github.com/berthd/berth/api/runtime/task/v3"
+	"github.com/berthd/berth/internal/durable"
+	"github.com/berthd/berth/internal/sys"
+	"github.com/berthd/berth/runtime/record"
+)
+
+// Files of a foreign shim's bundle, as the shim protocol has them.
+const (
+	workLink   = "work"
+	logFIFO    = "log"
+	binaryFile = "shim-binary-path"
+	// addressFile is where older shims leave their address.
+	addressFile = "address"
+)
+
+// startMax bounds what is kept of what the start of a shim prints.
+const startMax = 64 << 10
+
+// startPipes is how long the output of a start is read after its end: the shim
+// that it left running may hold it open.
+const startPipes = 500 * time.Millisecond
+
+// startForeign starts the shim of a new bundle by its own "start" command and
+// connects to it. What it prints says where it listens.
+func (t *Tasks) startForeign(ctx context.Context, k *task, p *plan) (*conn, error) {
+	if err := t.furnish(k); err != nil {
+		return nil, fmt.Errorf("make bundle: %w", err)
+	}
+	t.followLog(k)
+	output, err := t.callStart(ctx, k, p)
+	if err != nil {
+		return nil, err
+	}
+	at, err := parseContact(output)
+	if err != nil {
+		return nil, fmt.Errorf("%s start: %w", filepath.Base(p.intent.Binary), err)
+	}
+	if err := writeContact(k.dir, at); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	k.at = at
+	k.mu.Unlock()
+	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.ShimStart)
+	defer cancel()
+	c, err := t.dial(dialCtx, at, true)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the shim at %s: %w", at.Address, err)
+	}
+	made, err := t.introduce(ctx, k, c, at)
+	if err == nil {
+		t.place(k, made.PID, p.cgroup)
+	}
+	return c, err
+}
+
+// olderShim is in what the start of a shim says that was built on an older shim
+// library: it takes what it is given on standard input for options, and does not
+// know their type.
+const olderShim = "type with url"
+
+// callStart runs the shim's "start" and gives its answer.
+func (t *Tasks) callStart(ctx context.Context, k *task, p *plan) ([]byte, error) {
+	binary, options := p.intent.Binary, p.request.GetOptions()
+	if !t.shims.isOlder(binary) {
+		input, err := t.startInput(k, binary, options)
+		if err != nil {
+			return nil, err
+		}
+		output, err := t.runForeign(ctx, k, t.cfg.Deadlines.ShimStart, input, "start")
+		if err == nil || !strings.Contains(err.Error(), olderShim) {
+			return output, err
+		}
+		t.shims.setOlder(binary)
+	}
+	input, err := bareOptions(options)
+	if err != nil {
+		return nil, err
+	}
+	return t.runForeign(ctx, k, t.cfg.Deadlines.ShimStart, input, "start")
+}
+
+// introduce asks a foreign shim for its pid and records it.
+func (t *Tasks) introduce(ctx context.Context, k *task, c *conn, at contact) (record.Shim, error) {
+	made := record.Shim{Version: record.Version, Socket: at.Address, API: at.Version, Protocol: at.Protocol}
+	reply, err := call(ctx, c, "tell its pid", t.cfg.Deadlines.Connect, c.shim.Connect, &shimtask.ConnectRequest{Id: k.id})
+	if err != nil {
+		return made, err
+	}
+	if handle, err := sys.OpenProcess(int(reply.GetShimPid())); err == nil {
+		made.PID, made.StartTime = handle.PID(), handle.StartTime()
+		if err := handle.Close(); err != nil {
+			return made, err
+		}
+	}
+	k.mu.Lock()
+	k.shim = made
+	k.mu.Unlock()
+	return made, record.Write("runtime.shim", k.dir, record.ShimFile, made)
+}
+
+// furnish adds to a bundle what a foreign shim expects in it.
+func (t *Tasks) furnish(k *task) error {
+	work := t.workDir(k)
+	if err := os.MkdirAll(work, 0o711); err != nil {
+		return err
+	}
+	if err := os.Symlink(work, filepath.Join(k.dir, workLink)); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(k.dir, binaryFile), []byte(k.intent.Binary), 0o600); err != nil {
+		return err
+	}
+	return unix.Mkfifo(filepath.Join(k.dir, logFIFO), 0o700)
+}
+
+// workDir is where a foreign shim may keep what outlives the machine's power.
+func (t *Tasks) workDir(k *task) string { return filepath.Join(t.cfg.Root, bundlesDir, k.ns, k.id) }
+
+// clearWork removes a foreign shim's work directory.
+func (t *Tasks) clearWork(k *task) error {
+	if !k.foreign() {
+		return nil
+	}
+	if err := removeTree(t.workDir(k)); err != nil {
+		return err
+	}
+	err := os.Remove(filepath.Dir(t.workDir(k))) // the last one's namespace goes, too
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+// foreign tells whether the task's shim is not our own.
+func (k *task) foreign() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.intent.Foreign
+}
+
+// runForeign runs a command of a task's foreign shim and gives what it prints.
+func (t *Tasks) runForeign(ctx context.Context, k *task, limit time.Duration, input []byte, command ...string) ([]byte, error) {
+	binary := k.view().intent.Binary
+	what := filepath.Base(binary) + " " + command[len(command)-1]
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	args := append([]string{"-namespace", k.ns, "-address", t.cfg.Address, "-publish-binary", t.cfg.Daemon, "-id", k.id}, command...)
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Dir = k.dir
+	cmd.Env = append(t.shimEnv(k.ns), "GOMAXPROCS=2", "MAX_SHIM_VERSION=2") // the literal 2, also for those of version 3
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // not reaped yet
+	cmd.WaitDelay = startPipes
+	cmd.Stdin = bytes.NewReader(input)
+	out, errOut := &clipped{max: startMax}, &clipped{max: startMax}
+	cmd.Stdout, cmd.Stderr = out, errOut
+	if command[len(command)-1] == "start" {
+		cmd.Stderr = out // read together, as one answer
+	}
+	err := cmd.Run()
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%s did not end within %s: %w%s", what, limit, ctx.Err(), quoted(out, errOut))
+	case errors.Is(err, exec.ErrWaitDelay): // it left somebody with its output
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w%s", what, plain(err), quoted(out, errOut))
+	}
+	if out.over {
+		return nil, fmt.Errorf("%s: more than %d bytes of output", what, startMax)
+	}
+	if errOut.buf.Len() > 0 {
+		t.cfg.Log.Warn("shim says", "namespace", k.ns, "id", k.id, "command", what, "text", clip(errOut.buf.String()))
+	}
+	return out.buf.Bytes(), nil
+}
+
+// quoted is the output of a command that failed, for its error.
+func quoted(outputs ...*clipped) string {
+	var text string
+	for _, o := range outputs {
+		if s := bytes.TrimSpace(o.buf.Bytes()); len(s) > 0 {
+			text += fmt.Sprintf(": %q", s[max(0, len(s)-logTailSize):])
+		}
+	}
+	return text
+}
+
+// writeContact records where a foreign shim listens.
+func writeContact(dir string, at contact) error {
+	data, err := json.Marshal(at)
+	if err != nil {
+		return err
+	}
+	return durable.WriteVolatile("runtime.bootstrap", filepath.Join(dir, record.BootstrapFile), data, 0o600)
+}
+
+// readContact reads where a foreign shim listens, from its own file if the
+// daemon has left none.
+func readContact(dir string) (contact, error) {
+	data, err := os.ReadFile(filepath.Join(dir, record.BootstrapFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		data, err = os.ReadFile(filepath.Join(dir, addressFile))
+	}
+	if err != nil {
+		return contact{}, err
+	}
+	return parseContact(data)
+}
+
+// recordInit records the process that a foreign shim has made.
+func (t *Tasks) recordInit(k *task, pid int) error {
+	started := record.Started{Version: record.Version, PID: pid}
+	if handle, err := sys.OpenProcess(pid); err == nil {
+		started.StartTime = handle.StartTime()
+		if err := handle.Close(); err != nil {
+			return err
+		}
+	}
+	return record.Write("runtime.started", k.dir, record.StartedFile, started)
+}
+
+// reasonForeign is what the record says of a status that a foreign shim told when
+// it removed what another of its kind had left.
+const reasonForeign = "the shim had died; status from its delete"
+
+// foreignLastWord ends what is left of a container whose processes are not of
+// this machine, a virtual machine say: without its shim nobody can look after
+// it. What the shim's "delete" says is all there is to know of its end.
+func (t *Tasks) foreignLastWord(k *task, started record.Started) record.Exit {
+	exit := record.Exit{
+		Version: record.Version, PID: started.PID, Status: statusUnobserved, ExitedAt: t.cfg.Now(), Reason: reasonUnobserved,
+	}
+	log := t.cfg.Log.With("namespace", k.ns, "id", k.id)
+	if reply, err := t.remains(k.ctx, k); err != nil {
+		log.Error("remains of a shim that has died not removed yet", "error", err)
+	} else if reply.GetExitedAt() != nil {
+		exit.Status, exit.ExitedAt, exit.Reason = reply.GetExitStatus(), reply.GetExitedAt().AsTime(), reasonForeign
+	}
+	if err := record.Write("runtime.exit", k.dir, record.ExitFile, exit); err != nil {
+		log.Error("exit not recorded: it is lost when the daemon ends", "status", exit.Status, "error", err)
+	}
+	return exit
+}
+
+// shared tells whether another task is with the same shim.
+func (t *Tasks) shared(k *task) bool {
+	k.mu.Lock()
+	address := k.at.Address
+	k.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, other := range t.tasks {
+		if other == k {
+			continue
+		}
+		other.mu.Lock()
+		same := other.at.Address == address && other.stand != leaving
+		other.mu.Unlock()
+		if same {
+			return true
+		}
+	}
+	return false
+}
