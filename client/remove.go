@@ -32,14 +32,9 @@ func (c *Client) Remove(ctx context.Context, id string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if container.Record.GetLabels()[labels.RestartStatus] != "" && force {
-		// Or the daemon would run it again before its record is gone.
-		_, err := c.Containers().Update(ctx, &containers.UpdateContainerRequest{
-			Container:  &containers.Container{Id: id, Labels: map[string]string{labels.RestartStopped: "true"}},
-			UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels." + labels.RestartStopped}},
-		})
-		if err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("label container %q: %w", id, err)
+	if container.Record.GetLabels()[labels.RestartStatus] != "" {
+		if err := c.keepStopped(ctx, id, force); err != nil {
+			return err
 		}
 	}
 	if err := c.RemoveTask(ctx, id, force); err != nil {
@@ -50,6 +45,23 @@ func (c *Client) Remove(ctx context.Context, id string, force bool) error {
 	}
 	if key := container.Record.GetSnapshotKey(); key != "" {
 		return c.removeSnapshot(ctx, container.Record.GetSnapshotter(), key)
+	}
+	return nil
+}
+
+// keepStopped tells the daemon not to run a container again that is about to be
+// removed. Without force that is one which does not run.
+func (c *Client) keepStopped(ctx context.Context, id string, force bool) error {
+	got, err := c.Tasks().Get(ctx, &tasks.GetRequest{ContainerId: id})
+	if status := got.GetProcess().GetStatus(); err == nil && !force && status != task.Status_STOPPED && status != task.Status_CREATED {
+		return nil // and so it will not be removed
+	}
+	_, err = c.Containers().Update(ctx, &containers.UpdateContainerRequest{
+		Container:  &containers.Container{Id: id, Labels: map[string]string{labels.RestartStopped: "true"}},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels." + labels.RestartStopped}},
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("label container %q: %w", id, err)
 	}
 	return nil
 }
