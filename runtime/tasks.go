@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berthd/berth/internal/cgroup"
 	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/names"
 	"github.com/berthd/berth/runtime/record"
@@ -27,6 +28,7 @@ type Tasks struct {
 	bygone  bygone
 	shims   foundShims
 	dog     watchdog
+	grace   *cgroup.Grace // for runtimes that will move processes
 
 	// ctx ends with Close; wg has everything that was started.
 	ctx  context.Context
@@ -63,6 +65,7 @@ func Open(c Config) (*Tasks, error) {
 		adoptions: make(chan struct{}, maxAdoptions),
 		tasks:     map[name]*task{},
 		dog:       watchdog{round: newLane()},
+		grace:     cgroup.NewGrace(),
 	}
 	if err := t.directories(); err != nil {
 		return nil, fmt.Errorf("open runtime: %w", err)
@@ -227,6 +230,7 @@ func (t *Tasks) Close() error {
 		}
 	}
 	t.wg.Wait()
+	t.grace.Close()
 	if closed {
 		return nil
 	}
@@ -324,6 +328,9 @@ type Supervision struct {
 	Reason    string // why, in words; empty for "connected"
 	ShimPID   uint32
 	PID       uint32
+
+	ExitReason string // of a task that has ended: record.Exit.Reason
+	OOMKills   uint64 // of a task that has ended: record.Exit.OOMKills
 }
 
 // Report lists every task with what supervision knows of it, in order of
@@ -333,10 +340,14 @@ func (t *Tasks) Report() []Supervision {
 	report := make([]Supervision, 0, len(all))
 	for _, k := range all {
 		v := k.view()
-		report = append(report, Supervision{
+		s := Supervision{
 			Namespace: k.ns, ID: k.id, Verdict: v.stand.String(), Reason: v.reason,
 			ShimPID: uint32(v.shimPID), PID: uint32(v.init.PID),
-		})
+		}
+		if v.exit != nil {
+			s.ExitReason, s.OOMKills = v.exit.Reason, v.exit.OOMKills
+		}
+		report = append(report, s)
 	}
 	return report
 }

@@ -46,6 +46,7 @@ func (s *maintenanceService) Tasks(context.Context, *maintenance.TasksRequest) (
 	for _, t := range list {
 		out = append(out, &maintenance.Task{
 			Namespace: t.Namespace, Id: t.ID, Verdict: t.Verdict, Reason: t.Reason, ShimPid: t.ShimPID, Pid: t.PID,
+			ExitReason: t.ExitReason, OomKills: t.OOMKills,
 		})
 	}
 	return &maintenance.TasksResponse{Tasks: out}, nil

@@ -363,9 +363,15 @@ type Task struct {
 	// "connected", "adopting", "shim-lost", "stopped", "quarantined".
 	Verdict string `protobuf:"bytes,3,opt,name=verdict,proto3" json:"verdict,omitempty"`
 	// Why, in words; empty for "connected".
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	ShimPid       uint32 `protobuf:"varint,5,opt,name=shim_pid,json=shimPid,proto3" json:"shim_pid,omitempty"`
-	Pid           uint32 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	Reason  string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	ShimPid uint32 `protobuf:"varint,5,opt,name=shim_pid,json=shimPid,proto3" json:"shim_pid,omitempty"`
+	Pid     uint32 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Of a task that has ended: where its status is from, in words; empty if it
+	// was waited for.
+	ExitReason string `protobuf:"bytes,7,opt,name=exit_reason,json=exitReason,proto3" json:"exit_reason,omitempty"`
+	// Of a task that has ended: how many of its processes the kernel's OOM killer
+	// had ended.
+	OomKills      uint64 `protobuf:"varint,8,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -438,6 +444,20 @@ func (x *Task) GetShimPid() uint32 {
 func (x *Task) GetPid() uint32 {
 	if x != nil {
 		return x.Pid
+	}
+	return 0
+}
+
+func (x *Task) GetExitReason() string {
+	if x != nil {
+		return x.ExitReason
+	}
+	return ""
+}
+
+func (x *Task) GetOomKills() uint64 {
+	if x != nil {
+		return x.OomKills
 	}
 	return 0
 }
@@ -641,14 +661,17 @@ const file_api_berth_maintenance_v1_maintenance_proto_rawDesc = "" +
 	"durationNs\"\x0e\n" +
 	"\fTasksRequest\"A\n" +
 	"\rTasksResponse\x120\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x1a.berth.maintenance.v1.TaskR\x05tasks\"\x93\x01\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x1a.berth.maintenance.v1.TaskR\x05tasks\"\xd1\x01\n" +
 	"\x04Task\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
 	"\averdict\x18\x03 \x01(\tR\averdict\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x19\n" +
 	"\bshim_pid\x18\x05 \x01(\rR\ashimPid\x12\x10\n" +
-	"\x03pid\x18\x06 \x01(\rR\x03pid\"\x10\n" +
+	"\x03pid\x18\x06 \x01(\rR\x03pid\x12\x1f\n" +
+	"\vexit_reason\x18\a \x01(\tR\n" +
+	"exitReason\x12\x1b\n" +
+	"\toom_kills\x18\b \x01(\x04R\boomKills\"\x10\n" +
 	"\x0eInspectRequest\"L\n" +
 	"\x0fInspectResponse\x129\n" +
 	"\bfindings\x18\x01 \x03(\v2\x1d.berth.maintenance.v1.FindingR\bfindings\"\x9e\x01\n" +
