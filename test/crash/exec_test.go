@@ -56,10 +56,9 @@ func (s *slot) exec(m *model) {
 // excused tells whether an exec may come to nothing for an error, after some
 // tries.
 func (s *slot) excused(m *model, what string, err error, tries int) bool {
-	if m.kind == timed { // init may have ended
-		if state := s.state(m); state != nil && state.GetStatus() == task.Status_STOPPED {
-			return true
-		}
+	if m.kind == timed { // init ends meanwhile; until that is known, another try shows
+		state := s.state(m)
+		return state != nil && state.GetStatus() == task.Status_STOPPED
 	}
 	if !s.away(m, err) && !strings.Contains(err.Error(), "stopped") {
 		s.fail(m, "%s: %v", what, err)
