@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/berthd/berth/api/berth/maintenance/v1"
 	"github.com/berthd/berth/api/services/containers/v1"
 	"github.com/berthd/berth/api/services/tasks/v1"
 	"github.com/berthd/berth/api/types/task"
@@ -40,6 +42,8 @@ type containerState struct {
 	PID        uint32            `json:"pid,omitempty"`
 	ExitStatus *uint32           `json:"exit_status,omitempty"` // if exited
 	ExitedAt   *time.Time        `json:"exited_at,omitempty"`
+	ExitReason string            `json:"exit_reason,omitempty"` // where the status is from, unless it was waited for
+	OOMKills   uint64            `json:"oom_kills,omitempty"`   // processes that the kernel ended for want of memory
 	CreatedAt  time.Time         `json:"created_at"`
 	Runtime    string            `json:"runtime"`
 	Labels     map[string]string `json:"labels"`
@@ -130,11 +134,39 @@ func containerStates(ctx context.Context, c *client.Client) ([]containerState, e
 		}
 		byID[id] = t
 	}
+	ends := endings(ctx, c, running.GetTasks()...)
 	states := make([]containerState, 0, len(records.GetContainers()))
 	for _, record := range records.GetContainers() {
-		states = append(states, stateOf(record, byID[record.GetId()]))
+		s := stateOf(record, byID[record.GetId()])
+		s.ended(ends[record.GetId()])
+		states = append(states, s)
 	}
 	return states, nil
+}
+
+// endings tells more of how tasks ended, if there is one that has. Other servers
+// than berthd can't, which is no error.
+func endings(ctx context.Context, c *client.Client, of ...*task.Process) map[string]*maintenance.Task {
+	stopped := func(t *task.Process) bool { return t.GetStatus() == task.Status_STOPPED }
+	if !slices.ContainsFunc(of, stopped) {
+		return nil
+	}
+	reply, err := c.Maintenance().Tasks(ctx, &maintenance.TasksRequest{})
+	if err != nil {
+		return nil
+	}
+	ends := map[string]*maintenance.Task{}
+	for _, t := range reply.GetTasks() {
+		if t.GetNamespace() == c.Namespace() {
+			ends[t.GetId()] = t
+		}
+	}
+	return ends
+}
+
+// ended takes over what there is to tell of an end.
+func (s *containerState) ended(t *maintenance.Task) {
+	s.ExitReason, s.OOMKills = t.GetExitReason(), t.GetOomKills()
 }
 
 // taskState asks for the state of a container's task; nil: it has none.

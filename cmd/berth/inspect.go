@@ -82,6 +82,7 @@ func inspectOne(ctx context.Context, c *client.Client, ref string) (*containerDe
 		SnapshotKey:    record.GetSnapshotKey(),
 		Sandbox:        record.GetSandbox(),
 	}
+	detail.ended(endings(ctx, c, t)[container.ID()])
 	detail.Spec = detail.spec
 	for key, value := range record.GetExtensions() {
 		if detail.Extensions == nil {

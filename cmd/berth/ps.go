@@ -26,7 +26,8 @@ func (a *app) psCommand() *cobra.Command {
 		Short:   "List containers",
 		Long: "List the containers that run, or with -a all of them.\n\n" +
 			"JSON: a list of objects with id, image, command, status (created, running, paused, pausing,\n" +
-			"exited, unknown), pid, exit_status and exited_at if exited, created_at, runtime, labels.",
+			"exited, unknown), pid, exit_status and exited_at if exited, with\n" +
+			"exit_reason and oom_kills where there is something to tell, created_at, runtime, labels.",
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
@@ -93,6 +94,9 @@ func (a *app) humanStatus(s containerState) string {
 		return s.Status
 	}
 	text := fmt.Sprintf("%s (%d)", s.Status, *s.ExitStatus)
+	if s.OOMKills > 0 {
+		text += " out of memory"
+	}
 	if s.ExitedAt != nil && s.ExitedAt.After(time.Unix(0, 0)) {
 		text += " " + a.humanAge(*s.ExitedAt)
 	}
