@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/api/types"
 )
 
 const (
@@ -119,10 +121,11 @@ func (j *Journal) load() error {
 // number to come. After a cut the numbers leave out as many as may have been
 // lost, so that none stands for two events, and a new segment is needed.
 func (j *Journal) mend(last *segment) (appendable bool, err error) {
-	next, end, wrong, err := last.scan(j.recent.add)
+	next, end, wrong, err := last.scan(j.recent.load)
 	if err != nil {
 		return false, err
 	}
+	j.recent.settle()
 	j.next = next
 	if wrong == nil {
 		return true, nil
@@ -150,15 +153,16 @@ func (j *Journal) Bounds() (oldest, newest uint64) {
 }
 
 // append writes one record, whose body stands behind headerLen free bytes, and
-// shows it to the subscribers. With once, one that is there already is not
+// shows it to the subscribers. With once, an event that is there already is not
 // written again.
-func (j *Journal) append(record []byte, once bool) error {
+func (j *Journal) append(record []byte, e *types.Envelope, once bool) error {
 	j.lane.Lock()
 	defer j.lane.Unlock()
 	if j.closedNow() {
 		return errJournalClosed
 	}
-	if once && j.recent.has(record[headerLen:]) {
+	sum, known := j.recent.sum(e)
+	if once && known && j.recent.has(sum) {
 		return nil
 	}
 	if err := j.makeRoom(int64(len(record))); err != nil {
@@ -173,7 +177,9 @@ func (j *Journal) append(record []byte, once bool) error {
 	if err := j.write(last, record); err != nil {
 		return err
 	}
-	j.recent.add(record[headerLen:])
+	if known {
+		j.recent.add(sum)
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	last.size += int64(len(record))

@@ -3,7 +3,6 @@ package events
 import (
 	"context"
 	"fmt"
-	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -21,6 +20,17 @@ import (
 // without a namespace; InvalidArgument for a bad namespace, topic or event;
 // ResourceExhausted if it is too large; Unavailable if it can't be written.
 func (j *Journal) Publish(ctx context.Context, namespace, topic string, event proto.Message) error {
+	return j.publish(namespace, topic, event, false)
+}
+
+// PublishOnce is Publish for the daemon's own word about tasks: the end of a
+// process that is among the latest events, because a shim has told of it, is not
+// journaled again.
+func (j *Journal) PublishOnce(ctx context.Context, namespace, topic string, event proto.Message) error {
+	return j.publish(namespace, topic, event, true)
+}
+
+func (j *Journal) publish(namespace, topic string, event proto.Message, once bool) error {
 	if err := names.Namespace(namespace); err != nil {
 		return fmt.Errorf("publish event %q: %w", shorten(topic), err)
 	}
@@ -39,13 +49,14 @@ func (j *Journal) Publish(ctx context.Context, namespace, topic string, event pr
 		Namespace: namespace,
 		Topic:     topic,
 		Event:     packed,
-	}, false)
+	}, once)
 }
 
 // Forward journals an event that a shim or another process made, as it is; a
 // missing time counts as 1970. An event of a task that is among the latest ones
-// already, with the same time to the nanosecond, is not journaled again: whoever
-// sent it has missed the answer, as happens when the daemon is killed in between.
+// already, with the same time to the nanosecond or of the same end of a process,
+// is not journaled again: whoever sent it has missed the answer, as happens when
+// the daemon is killed in between.
 // InvalidArgument for a bad namespace or topic, also for none; the rest as for
 // Publish.
 func (j *Journal) Forward(ctx context.Context, envelope *types.Envelope) error {
@@ -59,8 +70,7 @@ func (j *Journal) Forward(ctx context.Context, envelope *types.Envelope) error {
 		envelope = proto.CloneOf(envelope)
 		envelope.Timestamp = &timestamppb.Timestamp{}
 	}
-	once := strings.HasPrefix(envelope.GetTopic(), "/tasks/") && envelope.GetTimestamp().GetNanos() != 0
-	return j.journal(envelope, once)
+	return j.journal(envelope, true)
 }
 
 // buffers are for records on their way to the file.
@@ -69,7 +79,8 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 // maxPooled is the largest buffer that is kept for the next event.
 const maxPooled = 64 << 10
 
-// journal appends an event; with once, unless it is among the latest.
+// journal appends an event; with once, unless it is one of a task's that is among
+// the latest.
 func (j *Journal) journal(envelope *types.Envelope, once bool) error {
 	if size, limit := int64(proto.Size(envelope)), min(maxBody, j.maxBytes/4); size > limit {
 		return fmt.Errorf("event %q of %d bytes: more than %d: %w", envelope.Topic, size, limit, errdefs.ErrResourceExhausted)
@@ -86,7 +97,7 @@ func (j *Journal) journal(envelope *types.Envelope, once bool) error {
 		return fmt.Errorf("event %q: %w: %w", envelope.Topic, err, errdefs.ErrInvalidArgument)
 	}
 	*buffer = record
-	if err := j.append(record, once); err != nil {
+	if err := j.append(record, envelope, once); err != nil {
 		return fmt.Errorf("event %q: %w", envelope.Topic, err)
 	}
 	return nil

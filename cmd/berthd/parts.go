@@ -55,7 +55,7 @@ func (p *parts) close() error {
 // be written undoes nothing: what it tells has happened.
 func publisher(journal *events.Journal, log *slog.Logger) func(ctx context.Context, namespace, topic string, event proto.Message) {
 	return func(ctx context.Context, namespace, topic string, event proto.Message) {
-		if err := journal.Publish(ctx, namespace, topic, event); err != nil {
+		if err := journal.PublishOnce(ctx, namespace, topic, event); err != nil {
 			log.Error("event lost", "namespace", namespace, "topic", topic, "error", err)
 		}
 	}
