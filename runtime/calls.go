@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -78,6 +79,9 @@ func (t *Tasks) with(ctx context.Context, ns, id, act string, do func(*task, *co
 // Start starts the container's own process, or a registered exec.
 func (t *Tasks) Start(ctx context.Context, ns string, r *tasks.StartRequest) (*tasks.StartResponse, error) {
 	var reply *shimtask.StartResponse
+	if r.GetExecId() != "" { // init is in its cgroups since its create
+		defer t.grace.Hold()()
+	}
 	_, err := t.with(ctx, ns, r.GetContainerId(), "start", func(k *task, c *conn) (err error) {
 		reply, err = call(ctx, c, "start the process", t.cfg.Deadlines.Start, c.shim.Start,
 			&shimtask.StartRequest{Id: k.id, ExecId: r.GetExecId()})
@@ -111,11 +115,15 @@ func killRequest(id string, r *tasks.KillRequest) *shimtask.KillRequest {
 	return &shimtask.KillRequest{Id: id, ExecId: r.GetExecId(), Signal: r.GetSignal(), All: r.GetAll()}
 }
 
+// startSoon is how long after an Exec its Start is expected.
+const startSoon = 30 * time.Millisecond
+
 // Exec registers a further process; Start runs it.
 func (t *Tasks) Exec(ctx context.Context, ns string, r *tasks.ExecProcessRequest) error {
 	if err := names.Identifier(r.GetExecId()); err != nil {
 		return fmt.Errorf("exec id: %w", err)
 	}
+	t.grace.Expect(startSoon)
 	return t.empty(ctx, ns, r.GetContainerId(), "exec", func(c *conn, ctx context.Context) (*emptypb.Empty, error) {
 		return c.shim.Exec(ctx, &shimtask.ExecProcessRequest{
 			Id: r.GetContainerId(), ExecId: r.GetExecId(), Terminal: r.GetTerminal(),

@@ -28,6 +28,7 @@ func (t *Tasks) Create(ctx context.Context, ns string, c *containers.Container, 
 		return nil, err
 	}
 	defer t.wg.Done()
+	defer t.grace.Hold()()
 	id := r.GetContainerId()
 	p, err := t.plan(ns, c, r)
 	if err != nil {
