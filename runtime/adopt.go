@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -248,8 +247,7 @@ func (t *Tasks) ask(k *task, p *process, c *conn) {
 		exit := record.Exit{Version: record.Version, PID: pid, Status: reply.GetExitStatus(), ExitedAt: reply.GetExitedAt().AsTime()}
 		switch {
 		case err == nil && p.exec == "":
-			t.keep(k, exit)
-			k.exited(exit)
+			k.exited(t.keep(k, exit))
 		case err == nil:
 			k.mu.Lock()
 			p.resolve(exit, nil)
@@ -260,16 +258,22 @@ func (t *Tasks) ask(k *task, p *process, c *conn) {
 	})
 }
 
-// keep records an exit that a shim has told of, unless it is on record as it
-// should be: the shim's disk was full, say, and its memory is all there is.
-func (t *Tasks) keep(k *task, exit record.Exit) {
-	if _, err := os.Lstat(filepath.Join(k.dir, record.ExitFile)); !errors.Is(err, os.ErrNotExist) {
-		return
+// keep gives the record of an exit that a shim has told of, which says more than
+// the answer to a Wait. It writes one unless that is there as it should be: the
+// shim's disk was full, say, and its memory is all there is.
+func (t *Tasks) keep(k *task, exit record.Exit) record.Exit {
+	known, err := readRecord[record.Exit](k.dir, record.ExitFile)
+	switch {
+	case err == nil && known != nil && known.PID == exit.PID && known.Status == exit.Status:
+		return *known
+	case err != nil || known != nil:
+		return exit
 	}
-	err := record.Write("runtime.exit", k.dir, record.ExitFile, exit)
+	err = record.Write("runtime.exit", k.dir, record.ExitFile, exit)
 	if err != nil && !errors.Is(err, os.ErrNotExist) { // deleted meanwhile
 		t.cfg.Log.Warn("exit not recorded, nor by the shim", "namespace", k.ns, "id", k.id, "status", exit.Status, "error", err)
 	}
+	return exit
 }
 
 // unannounced lists the exits in the records whose events were not published.
