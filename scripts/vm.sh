@@ -7,6 +7,7 @@
 #	SUITES=REGEXP  only suites whose names match (test/vm/suites)
 #	LIMIT=SECONDS  for all of the guest's time (600)
 #	ACCEL=kvm      with the processor's help; without it qemu emulates one
+#	SCRIPT=FILE    run this script in the guest instead of the tests
 #	SHELL_IN=1     a shell in the guest instead of the tests
 #
 # What is built and what the guest said stays in .tools/vm.
@@ -83,8 +84,9 @@ userland() {
 	cp test/vm/guest "$root/sbin/guest"
 	cp test/vm/suites "$root/etc/suites"
 	chmod 755 "$root/sbin/guest"
+	[ -z "${SCRIPT:-}" ] || cp "$SCRIPT" "$root/etc/script"
 	{
-		printf 'RUN=%q\nSUITES=%q\nSHELL_IN=%q\n' "${RUN:-.}" "${SUITES:-.}" "${SHELL_IN:-}"
+		printf 'RUN=%q\nSUITES=%q\nSHELL_IN=%q\n' "${RUN:-}" "${SUITES:-.}" "${SHELL_IN:-}"
 	} >"$root/etc/vm.env"
 }
 
