@@ -1,7 +1,7 @@
 package cgroup
 
 import (
-	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -22,7 +22,7 @@ import (
 // which changes nothing. Where that is refused nothing is gained and nothing
 // lost.
 type Grace struct {
-	file func() (string, error) // cgroup.procs of the group that we are in
+	open func() (io.WriteCloser, error) // cgroup.procs of the group that we are in
 	wg   sync.WaitGroup
 
 	// mu guards what follows.
@@ -45,7 +45,7 @@ const (
 
 // NewGrace makes one, which does nothing until Hold.
 func NewGrace() *Grace {
-	return &Grace{file: ownProcs(), idle: make(chan struct{}, 1)}
+	return &Grace{open: ownProcs(), idle: make(chan struct{}, 1)}
 }
 
 // Hold keeps the lock cheap until release is called, for a quarter of a second at
@@ -117,8 +117,10 @@ func (g *Grace) Close() {
 func (g *Grace) run() {
 	timer := time.NewTimer(graceEvery)
 	defer timer.Stop()
+	var m mover
+	defer m.close()
 	for {
-		err := g.take()
+		err := m.move(g.open)
 		g.mu.Lock()
 		g.off = g.off || err != nil
 		if !g.needed() {
@@ -135,20 +137,33 @@ func (g *Grace) run() {
 	}
 }
 
-// take moves this process to where it is.
-func (g *Grace) take() error {
-	// Looked up each time, so that we are not taken back from where somebody has
-	// moved us.
-	path, err := g.file()
-	if err != nil {
-		return err
+// mover moves this process to where it is.
+type mover struct {
+	procs  io.WriteCloser
+	opened time.Time
+}
+
+// move does it. Where we are is looked up every now and then, so that we are not
+// taken back from where somebody has moved us.
+func (m *mover) move(open func() (io.WriteCloser, error)) (err error) {
+	if m.procs != nil && time.Since(m.opened) > graceLimit {
+		m.close()
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
+	if m.procs == nil {
+		if m.procs, err = open(); err != nil {
+			return err
+		}
+		m.opened = time.Now()
 	}
-	_, err = f.WriteString("0") // the process that writes
-	return errors.Join(err, f.Close())
+	_, err = io.WriteString(m.procs, "0") // the process that writes
+	return err
+}
+
+func (m *mover) close() {
+	if m.procs != nil {
+		_ = m.procs.Close() // what was written has taken effect
+		m.procs = nil
+	}
 }
 
 // graceOrder are the hierarchies by how little it matters where a process is in
@@ -157,30 +172,30 @@ var graceOrder = []string{
 	"perf_event", "net_cls", "net_prio", "hugetlb", "rdma", "freezer", "devices", "pids", "blkio", "cpuset", "cpu", "memory", "",
 }
 
-// ownProcs returns what finds the cgroup.procs of the group that this process is
+// ownProcs returns what opens the cgroup.procs of the group that this process is
 // in, in one hierarchy.
-func ownProcs() func() (string, error) {
+func ownProcs() func() (io.WriteCloser, error) {
 	mounted := sync.OnceValues(func() (map[string]place, error) {
 		data, err := os.ReadFile("/proc/self/mountinfo")
 		return parseMounts(data), err
 	})
-	return func() (string, error) {
+	return func() (io.WriteCloser, error) {
 		mounts, err := mounted()
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		data, err := os.ReadFile("/proc/self/cgroup")
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		paths := parsePaths(data)
 		for _, controller := range graceOrder {
 			path, in := paths[controller]
 			at, ok := mounts[controller]
 			if dir, below := at.directory(path); in && ok && below {
-				return filepath.Join(dir, "cgroup.procs"), nil
+				return os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
 			}
 		}
-		return "", ErrNone
+		return nil, ErrNone
 	}
 }

@@ -2,40 +2,43 @@ package cgroup
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// counted makes a Grace that writes to a file of its own, and counts.
-func counted(t *testing.T) (*Grace, *atomic.Int64, string) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "cgroup.procs")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
+// written counts what is written to it.
+type written struct{ n atomic.Int64 }
+
+func (w *written) Write(b []byte) (int, error) {
+	if string(b) != "0" {
+		return 0, errors.New("not this process")
 	}
-	n := &atomic.Int64{}
-	g := NewGrace()
-	g.file = func() (string, error) { n.Add(1); return path, nil }
-	return g, n, path
+	w.n.Add(1)
+	return len(b), nil
+}
+
+func (w *written) Close() error { return nil }
+
+// counted makes a Grace that moves nothing, and counts how often.
+func counted() (*Grace, *atomic.Int64) {
+	g, w := NewGrace(), &written{}
+	g.open = func() (io.WriteCloser, error) { return w, nil }
+	return g, &w.n
 }
 
 func TestGraceIsTakenWhileItIsHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, n, path := counted(t)
+		g, n := counted()
 		first, second := g.Hold(), g.Hold()
 		time.Sleep(10 * graceEvery)
 		synctest.Wait()
 		if got := n.Load(); got < 10 || got > 12 {
 			t.Errorf("taken %d times in ten intervals", got)
-		}
-		if data, err := os.ReadFile(path); err != nil || string(data) != "0" {
-			t.Errorf("written %q, %v", data, err)
 		}
 		first()
 		first()
@@ -64,7 +67,7 @@ func TestGraceIsTakenWhileItIsHeld(t *testing.T) {
 
 func TestGraceEndsByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, n, _ := counted(t)
+		g, n := counted()
 		release := g.Hold()
 		time.Sleep(2 * graceLimit)
 		synctest.Wait()
@@ -85,7 +88,7 @@ func TestGraceEndsByItself(t *testing.T) {
 
 func TestGraceExpectsAHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, n, _ := counted(t)
+		g, n := counted()
 		g.Expect(10 * graceEvery)
 		g.Expect(graceEvery) // takes nothing back
 		g.Hold()()
@@ -110,7 +113,7 @@ func TestGraceGivesUpWhereItIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGrace()
 		var n atomic.Int64
-		g.file = func() (string, error) { n.Add(1); return "", fs.ErrPermission }
+		g.open = func() (io.WriteCloser, error) { n.Add(1); return nil, fs.ErrPermission }
 		for range 3 {
 			g.Hold()
 			time.Sleep(10 * graceEvery)
@@ -125,41 +128,23 @@ func TestGraceGivesUpWhereItIsRefused(t *testing.T) {
 
 // The real thing must leave this process where it is.
 func TestGraceMovesNothing(t *testing.T) {
-	file := ownProcs()
-	path, err := file()
-	if errors.Is(err, ErrNone) {
-		t.Skip("no cgroup hierarchy is mounted here")
-	}
-	if err != nil {
+	open := ownProcs()
+	if f, err := open(); err != nil {
+		t.Skipf("this process may not move itself: %v", err)
+	} else if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := NewGrace()
-	took := make(chan struct{})
-	once := sync.OnceFunc(func() { close(took) })
-	calls := 0
-	g.file = func() (string, error) {
-		if calls++; calls > 3 {
-			once()
-		}
-		return file()
-	}
-	release := g.Hold()
-	defer g.Close()
-	select {
-	case <-took:
-	case <-time.After(10 * time.Second):
-		if f, err := os.OpenFile(path, os.O_WRONLY, 0); err != nil {
-			t.Skipf("this process may not move itself: %v", err)
-		} else if err := f.Close(); err != nil {
+	var m mover
+	defer m.close()
+	for range 3 {
+		if err := m.move(open); err != nil {
 			t.Fatal(err)
 		}
-		t.Fatalf("%s was not written", path)
 	}
-	release()
 	after, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		t.Fatal(err)
