@@ -56,14 +56,20 @@ func (t *Terminal) Restore() error { return t.console.Reset() }
 // Follow gives the terminal's size to the process, now and whenever it changes,
 // until ctx ends.
 func (t *Terminal) Follow(ctx context.Context, p *Process) {
+	// A size that does not arrive is not worth an error: the process may have
+	// ended, and the next change brings the next try.
+	t.Sizes(ctx, func(columns, rows uint32) { _ = p.Resize(ctx, columns, rows) })
+}
+
+// Sizes calls changed with the terminal's size, now and whenever it changes, until
+// ctx ends.
+func (t *Terminal) Sizes(ctx context.Context, changed func(columns, rows uint32)) {
 	changes := make(chan os.Signal, 1)
 	signal.Notify(changes, unix.SIGWINCH)
 	defer signal.Stop(changes)
 	for {
 		if size, err := t.console.Size(); err == nil {
-			// A size that does not arrive is not worth an error: the process
-			// may have ended, and the next change brings the next try.
-			_ = p.Resize(ctx, uint32(size.Width), uint32(size.Height))
+			changed(uint32(size.Width), uint32(size.Height))
 		}
 		select {
 		case <-changes:

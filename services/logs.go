@@ -29,7 +29,9 @@ func (s *logService) Prepare(ctx context.Context, r *api.PrepareRequest) (*api.P
 	if err != nil {
 		return nil, err
 	}
-	uri, err := s.store.Prepare(sc.Namespace, r.GetContainerId())
+	uri, err := s.store.Prepare(sc.Namespace, r.GetContainerId(), logs.Options{
+		Plain: r.GetPlain(), Input: r.GetInput(), MaxSize: r.GetMaxSize(), MaxFiles: int(r.GetMaxFiles()),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +45,7 @@ func (s *logService) Read(r *api.ReadRequest, stream grpc.ServerStreamingServer[
 	if err != nil {
 		return err
 	}
-	o := logs.ReadOptions{Tail: r.GetTail()}
+	o := logs.ReadOptions{Tail: r.GetTail(), From: r.GetPosition(), Since: unixNano(r.GetSince()), Until: unixNano(r.GetUntil())}
 	if r.GetFollow() {
 		ctx, cancel := context.WithCancel(stream.Context())
 		ended, left := make(chan struct{}), make(chan struct{})
@@ -54,9 +56,42 @@ func (s *logService) Read(r *api.ReadRequest, stream grpc.ServerStreamingServer[
 		defer func() { cancel(); <-left }()
 		o.Ended = ended
 	}
-	return s.store.Read(stream.Context(), sc.Namespace, r.GetContainerId(), o, func(data []byte) error {
-		return stream.Send(&api.ReadResponse{Data: data})
+	return s.store.Read(stream.Context(), sc.Namespace, r.GetContainerId(), o, func(b logs.Batch) error {
+		answer := &api.ReadResponse{Position: b.Position, Lost: b.Lost}
+		for _, e := range b.Entries {
+			if !r.GetEntries() {
+				answer.Data = append(answer.Data, e.Data...)
+				continue
+			}
+			entry := &api.Entry{Stderr: e.Stderr, Data: e.Data}
+			if !e.Time.IsZero() {
+				entry.Time = e.Time.UnixNano()
+			}
+			answer.Entries = append(answer.Entries, entry)
+		}
+		return stream.Send(answer)
 	})
+}
+
+// unixNano is a time of the wire; 0 is none.
+func unixNano(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
+}
+
+// Locate tells where a container's shim listens.
+func (s *logService) Locate(ctx context.Context, r *api.LocateRequest) (*api.LocateResponse, error) {
+	sc, err := scope(ctx)
+	if err != nil {
+		return nil, err
+	}
+	socket, err := s.tasks.ShimSocket(ctx, sc.Namespace, r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	return &api.LocateResponse{Socket: socket}, nil
 }
 
 // awaitEnd closes ended once the container's task has exited or is not there.

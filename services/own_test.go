@@ -52,7 +52,7 @@ func TestLogLivesAsLongAsItsContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	u, err := url.Parse(p.GetUri())
-	if err != nil || u.Scheme != "file" || u.Path != filepath.Join(d.root, "logs", "ns", "c1", "output.log") {
+	if err != nil || u.Scheme != "log" || u.Path != filepath.Join(d.root, "logs", "ns", "c1", "output.log") {
 		t.Fatalf("uri %q, error %v", p.GetUri(), err)
 	}
 	if err := os.WriteFile(u.Path, []byte("one\ntwo\n"), 0); err != nil {

@@ -140,7 +140,7 @@ func (s *Shim) Attach(_ context.Context, r *api.AttachRequest) (*api.AttachRespo
 		return nil, fmt.Errorf("attach to %s: %w", p.name(), err)
 	}
 	s.attached.Go(a.serve)
-	return &api.AttachResponse{Socket: a.listener.path, Terminal: p.paths.terminal}, nil
+	return &api.AttachResponse{Socket: a.listener.path, Terminal: p.paths.terminal, Input: a.input != nil}, nil
 }
 
 // attach makes a client of a process, whose output waits for it from now on.
@@ -158,10 +158,7 @@ func (c *container) attach(p *process, wantInput bool) (*attached, error) {
 	default:
 	}
 	a := &attached{c: c, p: p, streams: streams, tap: &tap{wake: make(chan struct{}, 1)}, hungUp: make(chan struct{})}
-	if wantInput {
-		if streams.input == nil {
-			return nil, fmt.Errorf("it has no input that one could attach to: %w", errdefs.ErrFailedPrecondition)
-		}
+	if wantInput && streams.input != nil {
 		if err := streams.input.claim(); err != nil {
 			return nil, err
 		}

@@ -1,8 +1,8 @@
 // Command berth is the command line of the container supervisor berthd: it runs
 // containers, looks at them, and brings images in.
 //
-// Exit status: 0 for success, 1 for a failure, 2 for wrong usage. run, exec and
-// start -a have the status of the process they ran; for failures of their own
+// Exit status: 0 for success, 1 for a failure, 2 for wrong usage. run, exec,
+// start -a and attach have the status of the process; for failures of their own
 // 125, if the command can't be invoked 126, if it is not found 127.
 package main
 
@@ -90,7 +90,7 @@ func (a *app) root() *cobra.Command {
 	flags.BoolVar(&a.debug, "debug", false, "tell more about errors")
 	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formatTable, formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
-		a.runCommand(), a.startCommand(), a.execCommand(),
+		a.runCommand(), a.startCommand(), a.execCommand(), a.attachCommand(),
 		a.psCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(),
 		a.killCommand(), a.stopCommand(), a.waitCommand(), a.rmCommand(),
 		a.imagesCommand(), a.updateCommand(), a.doctorCommand(), a.infoCommand(), a.versionCommand(),

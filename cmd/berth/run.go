@@ -26,7 +26,8 @@ func (a *app) runCommand() *cobra.Command {
 		Short: "Run a command in a new container",
 		Long: "Run a command in a new container, made from an image.\n\n" +
 			"In the foreground the command has berth's output and signals, and with -i its input. Three ^C in a row kill\n" +
-			"what does not heed one. With -d it runs in the background, and its output goes to a log (`berth logs`).\n\n" +
+			"what does not heed one. With -d it runs in the background, and its output goes to a log (`berth logs`); `berth\n" +
+			"attach` shows what comes and, with -i too, sends input.\n\n" +
 			"Exit status: that of the command, or 128 and the number of the signal that ended it; 125 if berth failed,\n" +
 			"126 if the command can't be invoked, 127 if it is not found.",
 		Example: "  berth run --rm -it busybox sh\n" +
@@ -56,7 +57,7 @@ func (a *app) run(f *runFlags, image string, args []string) error {
 	if err != nil {
 		return usage(err)
 	}
-	if err := a.checkTerminal(f.interactive, f.tty); err != nil {
+	if err := a.checkTerminal(f.interactive && !f.detach, f.tty); err != nil {
 		return err
 	}
 	p := newProxy(notes{a})
@@ -67,7 +68,7 @@ func (a *app) run(f *runFlags, image string, args []string) error {
 	}
 	defer c.Close()
 	if f.detach {
-		return a.runDetached(c, p, o)
+		return a.runDetached(c, p, f, o)
 	}
 	return a.runForeground(c, p, f, o)
 }
@@ -110,12 +111,12 @@ func discard(c *client.Client, id string, err error) error {
 }
 
 // runDetached makes a container, starts it and says its id.
-func (a *app) runDetached(c *client.Client, p *proxy, o client.ContainerOptions) error {
+func (a *app) runDetached(c *client.Client, p *proxy, f *runFlags, o client.ContainerOptions) error {
 	container, err := newContainer(p.ctx, c, o)
 	if err != nil {
 		return p.refused(err, "")
 	}
-	uri, err := startDetached(p.ctx, c, container)
+	uri, err := startDetached(p.ctx, container, f.logOptions())
 	if err == nil && kept(container) {
 		err = setLabels(c, o.ID, map[string]string{labels.RestartLogURI: uri})
 	}
@@ -137,8 +138,8 @@ func commandOf(container *client.Container) string {
 
 // startDetached runs a container's first process with its output to the log, and
 // gives the URI of that.
-func startDetached(ctx context.Context, c *client.Client, container *client.Container) (uri string, err error) {
-	if uri, err = c.PrepareLog(ctx, container.ID()); err != nil {
+func startDetached(ctx context.Context, container *client.Container, o client.LogOptions) (uri string, err error) {
+	if uri, err = container.PrepareLog(ctx, o); err != nil {
 		return "", err
 	}
 	p, err := container.NewTask(ctx, client.TaskOptions{LogURI: uri})

@@ -45,12 +45,15 @@ type runFlags struct {
 	capAdd, capDrop  []string
 	seccomp          string
 	entrypointString string
+
+	log logFlags
 }
 
 func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVarP(&f.detach, "detach", "d", false, "let it run in the background, with its output in a log")
-	flags.BoolVarP(&f.interactive, "interactive", "i", false, "give it berth's standard input")
+	flags.BoolVarP(&f.interactive, "interactive", "i", false, "give it berth's standard input; with -d, that of who attaches")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "give it a terminal")
+	f.log.register(flags)
 	flags.BoolVar(&f.remove, "rm", false, "remove it when it has ended")
 	flags.StringVar(&f.name, "name", "", "its `id`; made up if not given")
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, "label, as `KEY=VALUE`")
@@ -100,11 +103,13 @@ func (f *runFlags) check() error {
 	case f.detach && f.remove:
 		return hint(errors.New("--rm with -d: nobody would be there to remove the container when it ends"),
 			"run it without --rm, and `berth rm` it afterwards")
-	case f.detach && f.interactive:
-		return hint(errors.New("-i with -d: nobody would be there to type"),
-			"run it with -d alone, then `berth exec -it` a shell in it")
 	}
-	return nil
+	return f.log.check(f.detach)
+}
+
+// logOptions say how the log of a container in the background is kept.
+func (f *runFlags) logOptions() client.LogOptions {
+	return client.LogOptions{Input: f.interactive, MaxSize: f.log.size, MaxFiles: f.log.files}
 }
 
 // options turns the flags into what the client takes.

@@ -49,7 +49,7 @@ func (a *app) startAgain(ctx context.Context, c *client.Client, container *clien
 	if err != nil || running {
 		return err
 	}
-	if _, err := startDetached(ctx, c, container); err != nil {
+	if _, err := startDetached(ctx, container, client.LogOptions{}); err != nil {
 		return errors.Join(err, discardTask(c, container.ID()))
 	}
 	return markStopped(c, container, false)

@@ -1,8 +1,11 @@
 // Package logs owns the files that keep the output of detached containers: where
-// they are, reading them while they grow, and their removal with the
-// container's record. It writes nothing into them; shims do.
+// they are, reading them while they grow and are put aside, and their removal with
+// the container's record. It writes nothing into them; shims do.
 //
-//	DIR/NAMESPACE/ID/output.log
+//	DIR/NAMESPACE/ID/
+//	├── log.json          how the log is kept (options.go)
+//	├── output.log        the current file
+//	└── output.log.1 ...  earlier ones, the youngest first
 package logs
 
 import (
@@ -10,13 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path"
-	"path/filepath"
 	"sync"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/internal/names"
 )
@@ -66,44 +65,6 @@ func place(namespace, id string) (string, error) {
 		return "", fmt.Errorf("container: %w", err)
 	}
 	return path.Join(namespace, id), nil
-}
-
-// Prepare makes an empty log, or keeps the one that is there, and gives the
-// file:// address at which a shim appends to it.
-func (s *Store) Prepare(namespace, id string) (uri string, err error) {
-	dir, err := place(namespace, id)
-	if err != nil {
-		return "", err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.root.MkdirAll(dir, dirMode); err != nil {
-		return "", fmt.Errorf("prepare log of container %q: %w", id, err)
-	}
-	f, err := s.root.OpenFile(path.Join(dir, File), os.O_WRONLY|os.O_CREATE|os.O_APPEND, fileMode)
-	if err != nil {
-		return "", fmt.Errorf("prepare log of container %q: %w", id, err)
-	}
-	if err := f.Close(); err != nil {
-		return "", fmt.Errorf("prepare log of container %q: %w", id, err)
-	}
-	return (&url.URL{Scheme: "file", Path: filepath.Join(s.dir, dir, File)}).String(), nil
-}
-
-// open opens a container's log for reading; NotFound if it has none.
-func (s *Store) open(namespace, id string) (*os.File, error) {
-	dir, err := place(namespace, id)
-	if err != nil {
-		return nil, err
-	}
-	f, err := s.root.Open(path.Join(dir, File))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("log of container %q: %w", id, errdefs.ErrNotFound)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("log of container %q: %w", id, err)
-	}
-	return f, nil
 }
 
 // Recorded tells whether a container has a record.

@@ -36,7 +36,7 @@ func open(t *testing.T) (*Store, string) {
 func write(t *testing.T, uri, text string) {
 	t.Helper()
 	u, err := url.Parse(uri)
-	if err != nil || u.Scheme != "file" {
+	if err != nil || u.Scheme != "file" && u.Scheme != "log" {
 		t.Fatalf("address %q: %v", uri, err)
 	}
 	f, err := os.OpenFile(u.Path, os.O_WRONLY|os.O_APPEND, 0)
@@ -49,9 +49,18 @@ func write(t *testing.T, uri, text string) {
 	}
 }
 
+// text is what is in a batch.
+func text(b Batch) string {
+	var out strings.Builder
+	for _, e := range b.Entries {
+		out.Write(e.Data)
+	}
+	return out.String()
+}
+
 func prepare(t *testing.T, s *Store, ns, id string) string {
 	t.Helper()
-	uri, err := s.Prepare(ns, id)
+	uri, err := s.Prepare(ns, id, Options{Plain: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,8 +113,8 @@ func TestBadNamesReachNothing(t *testing.T) {
 		{"", "c1", errdefs.ErrFailedPrecondition},
 		{"ns", "link", nil}, // any error will do
 	} {
-		_, prepareErr := s.Prepare(c.ns, c.id)
-		readErr := s.Read(ctx, c.ns, c.id, ReadOptions{Tail: -1}, func(b []byte) error { t.Errorf("read %q", b); return nil })
+		_, prepareErr := s.Prepare(c.ns, c.id, Options{})
+		readErr := s.Read(ctx, c.ns, c.id, ReadOptions{Tail: -1}, func(b Batch) error { t.Errorf("read %v", b); return nil })
 		for _, err := range []error{prepareErr, readErr} {
 			if err == nil || c.want != nil && !errors.Is(err, c.want) {
 				t.Errorf("%q/%q: error %v, want %v", c.ns, c.id, err, c.want)
@@ -137,7 +146,7 @@ func TestReadTail(t *testing.T) {
 		id := fmt.Sprintf("c%d", i)
 		write(t, prepare(t, s, "ns", id), c.text)
 		var got bytes.Buffer
-		err := s.Read(t.Context(), "ns", id, ReadOptions{Tail: c.tail}, func(b []byte) error { got.Write(b); return nil })
+		err := s.Read(t.Context(), "ns", id, ReadOptions{Tail: c.tail}, func(b Batch) error { got.WriteString(text(b)); return nil })
 		if err != nil || got.String() != c.want {
 			t.Errorf("tail %d of %d bytes: %d bytes, error %v, want %d bytes", c.tail, len(c.text), got.Len(), err, len(c.want))
 		}
@@ -153,7 +162,12 @@ func TestReadFollows(t *testing.T) {
 		pieces := make(chan string, 16)
 		done := make(chan error, 1)
 		go func() {
-			done <- s.Read(t.Context(), "ns", "c1", ReadOptions{Tail: 1, Ended: over}, func(b []byte) error { pieces <- string(b); return nil })
+			done <- s.Read(t.Context(), "ns", "c1", ReadOptions{Tail: 1, Ended: over}, func(b Batch) error {
+				if b.Entries != nil {
+					pieces <- text(b)
+				}
+				return nil
+			})
 		}()
 		if got := <-pieces; got != "before\n" {
 			t.Errorf("first %q", got)
@@ -186,12 +200,12 @@ func TestReadEnds(t *testing.T) {
 	}
 	write(t, prepare(t, s, "ns", "c1"), "x\n")
 	ctx, cancel := context.WithCancel(t.Context())
-	err := s.Read(ctx, "ns", "c1", ReadOptions{Tail: -1, Ended: make(chan struct{})}, func([]byte) error { cancel(); return nil })
+	err := s.Read(ctx, "ns", "c1", ReadOptions{Tail: -1, Ended: make(chan struct{})}, func(Batch) error { cancel(); return nil })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	broken := errors.New("broken")
-	if err := s.Read(t.Context(), "ns", "c1", ReadOptions{Tail: -1}, func([]byte) error { return broken }); !errors.Is(err, broken) {
+	if err := s.Read(t.Context(), "ns", "c1", ReadOptions{Tail: -1}, func(Batch) error { return broken }); !errors.Is(err, broken) {
 		t.Errorf("broken reader: %v", err)
 	}
 }

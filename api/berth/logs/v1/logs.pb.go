@@ -21,10 +21,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Request of Prepare.
+// Request of Prepare. What it says about the log counts when a container's log is
+// first prepared; after that the log stays as it is.
 type PrepareRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// Keep only the bytes, in one file: for shims that know file:// but not log://.
+	Plain bool `protobuf:"varint,2,opt,name=plain,proto3" json:"plain,omitempty"`
+	// Give the process an input for those who attach to it.
+	Input bool `protobuf:"varint,3,opt,name=input,proto3" json:"input,omitempty"`
+	// Size in bytes at which a file of the log is put aside; 0 is the default.
+	MaxSize int64 `protobuf:"varint,4,opt,name=max_size,json=maxSize,proto3" json:"max_size,omitempty"`
+	// How many files there are at most; 0 is the default.
+	MaxFiles      int32 `protobuf:"varint,5,opt,name=max_files,json=maxFiles,proto3" json:"max_files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -66,10 +75,38 @@ func (x *PrepareRequest) GetContainerId() string {
 	return ""
 }
 
+func (x *PrepareRequest) GetPlain() bool {
+	if x != nil {
+		return x.Plain
+	}
+	return false
+}
+
+func (x *PrepareRequest) GetInput() bool {
+	if x != nil {
+		return x.Input
+	}
+	return false
+}
+
+func (x *PrepareRequest) GetMaxSize() int64 {
+	if x != nil {
+		return x.MaxSize
+	}
+	return 0
+}
+
+func (x *PrepareRequest) GetMaxFiles() int32 {
+	if x != nil {
+		return x.MaxFiles
+	}
+	return 0
+}
+
 // Answer of Prepare.
 type PrepareResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Address to give as stdout and stderr of a task: its shim appends there.
+	// Address to give as stdout and stderr of a task: its shim writes there.
 	Uri           string `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -119,7 +156,16 @@ type ReadRequest struct {
 	// Start this many lines before the end; negative means at the start.
 	Tail int64 `protobuf:"varint,2,opt,name=tail,proto3" json:"tail,omitempty"`
 	// Go on with what comes until the container's output ends.
-	Follow        bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	Follow bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Answer entries instead of data.
+	Entries bool `protobuf:"varint,4,opt,name=entries,proto3" json:"entries,omitempty"`
+	// Go on behind an answer of an earlier Read, by its position; tail is not looked
+	// at then. Empty: no earlier one.
+	Position string `protobuf:"bytes,5,opt,name=position,proto3" json:"position,omitempty"`
+	// Leave out what is older than this, in nanoseconds since 1970; 0 is nothing.
+	Since int64 `protobuf:"varint,6,opt,name=since,proto3" json:"since,omitempty"`
+	// End at what is younger than this, in nanoseconds since 1970; 0 is nothing.
+	Until         int64 `protobuf:"varint,7,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -175,18 +221,119 @@ func (x *ReadRequest) GetFollow() bool {
 	return false
 }
 
+func (x *ReadRequest) GetEntries() bool {
+	if x != nil {
+		return x.Entries
+	}
+	return false
+}
+
+func (x *ReadRequest) GetPosition() string {
+	if x != nil {
+		return x.Position
+	}
+	return ""
+}
+
+func (x *ReadRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *ReadRequest) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+// Part of the output of one stream.
+type Entry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was written, in nanoseconds since 1970; 0 if the log does not tell.
+	Time int64 `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`
+	// It is of stderr.
+	Stderr bool `protobuf:"varint,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// The bytes, a newline included if there was one. Without one the stream's next
+	// entry goes on with the line.
+	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Entry) Reset() {
+	*x = Entry{}
+	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Entry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Entry) ProtoMessage() {}
+
+func (x *Entry) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Entry.ProtoReflect.Descriptor instead.
+func (*Entry) Descriptor() ([]byte, []int) {
+	return file_api_berth_logs_v1_logs_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Entry) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *Entry) GetStderr() bool {
+	if x != nil {
+		return x.Stderr
+	}
+	return false
+}
+
+func (x *Entry) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // One message of Read.
 type ReadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The next bytes of the log, at most 1 MiB a message.
-	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// The next bytes of the output, of both streams, at most 1 MiB a message; empty
+	// if entries were asked for.
+	Data    []byte   `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Entries []*Entry `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Where in the log the next message begins. It is good after a restart of the
+	// daemon, too.
+	Position string `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`
+	// Something between the earlier messages and this one is lost, as the log keeps
+	// no more than it was told to.
+	Lost          bool `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[3]
+	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -198,7 +345,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[3]
+	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -211,7 +358,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_api_berth_logs_v1_logs_proto_rawDescGZIP(), []int{3}
+	return file_api_berth_logs_v1_logs_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ReadResponse) GetData() []byte {
@@ -221,21 +368,152 @@ func (x *ReadResponse) GetData() []byte {
 	return nil
 }
 
+func (x *ReadResponse) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ReadResponse) GetPosition() string {
+	if x != nil {
+		return x.Position
+	}
+	return ""
+}
+
+func (x *ReadResponse) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+// Request of Locate.
+type LocateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocateRequest) Reset() {
+	*x = LocateRequest{}
+	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocateRequest) ProtoMessage() {}
+
+func (x *LocateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
+func (*LocateRequest) Descriptor() ([]byte, []int) {
+	return file_api_berth_logs_v1_logs_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LocateRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+// Answer of Locate.
+type LocateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path of the socket of the container's shim, which serves berth.shim.v1 there.
+	Socket        string `protobuf:"bytes,1,opt,name=socket,proto3" json:"socket,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocateResponse) Reset() {
+	*x = LocateResponse{}
+	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocateResponse) ProtoMessage() {}
+
+func (x *LocateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_logs_v1_logs_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
+func (*LocateResponse) Descriptor() ([]byte, []int) {
+	return file_api_berth_logs_v1_logs_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *LocateResponse) GetSocket() string {
+	if x != nil {
+		return x.Socket
+	}
+	return ""
+}
+
 var File_api_berth_logs_v1_logs_proto protoreflect.FileDescriptor
 
 const file_api_berth_logs_v1_logs_proto_rawDesc = "" +
 	"\n" +
-	"\x1capi/berth/logs/v1/logs.proto\x12\rberth.logs.v1\"3\n" +
+	"\x1capi/berth/logs/v1/logs.proto\x12\rberth.logs.v1\"\x97\x01\n" +
 	"\x0ePrepareRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"#\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x14\n" +
+	"\x05plain\x18\x02 \x01(\bR\x05plain\x12\x14\n" +
+	"\x05input\x18\x03 \x01(\bR\x05input\x12\x19\n" +
+	"\bmax_size\x18\x04 \x01(\x03R\amaxSize\x12\x1b\n" +
+	"\tmax_files\x18\x05 \x01(\x05R\bmaxFiles\"#\n" +
 	"\x0fPrepareResponse\x12\x10\n" +
-	"\x03uri\x18\x01 \x01(\tR\x03uri\"\\\n" +
+	"\x03uri\x18\x01 \x01(\tR\x03uri\"\xbe\x01\n" +
 	"\vReadRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
 	"\x04tail\x18\x02 \x01(\x03R\x04tail\x12\x16\n" +
-	"\x06follow\x18\x03 \x01(\bR\x06follow\"\"\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x18\n" +
+	"\aentries\x18\x04 \x01(\bR\aentries\x12\x1a\n" +
+	"\bposition\x18\x05 \x01(\tR\bposition\x12\x14\n" +
+	"\x05since\x18\x06 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05until\x18\a \x01(\x03R\x05until\"G\n" +
+	"\x05Entry\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
+	"\x06stderr\x18\x02 \x01(\bR\x06stderr\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"\x82\x01\n" +
 	"\fReadResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04dataB0Z.github.com/berthd/berth/api/berth/logs/v1;logsb\x06proto3"
+	"\x04data\x18\x01 \x01(\fR\x04data\x12.\n" +
+	"\aentries\x18\x02 \x03(\v2\x14.berth.logs.v1.EntryR\aentries\x12\x1a\n" +
+	"\bposition\x18\x03 \x01(\tR\bposition\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\bR\x04lost\"2\n" +
+	"\rLocateRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"(\n" +
+	"\x0eLocateResponse\x12\x16\n" +
+	"\x06socket\x18\x01 \x01(\tR\x06socketB0Z.github.com/berthd/berth/api/berth/logs/v1;logsb\x06proto3"
 
 var (
 	file_api_berth_logs_v1_logs_proto_rawDescOnce sync.Once
@@ -249,19 +527,23 @@ func file_api_berth_logs_v1_logs_proto_rawDescGZIP() []byte {
 	return file_api_berth_logs_v1_logs_proto_rawDescData
 }
 
-var file_api_berth_logs_v1_logs_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_api_berth_logs_v1_logs_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_api_berth_logs_v1_logs_proto_goTypes = []any{
 	(*PrepareRequest)(nil),  // 0: berth.logs.v1.PrepareRequest
 	(*PrepareResponse)(nil), // 1: berth.logs.v1.PrepareResponse
 	(*ReadRequest)(nil),     // 2: berth.logs.v1.ReadRequest
-	(*ReadResponse)(nil),    // 3: berth.logs.v1.ReadResponse
+	(*Entry)(nil),           // 3: berth.logs.v1.Entry
+	(*ReadResponse)(nil),    // 4: berth.logs.v1.ReadResponse
+	(*LocateRequest)(nil),   // 5: berth.logs.v1.LocateRequest
+	(*LocateResponse)(nil),  // 6: berth.logs.v1.LocateResponse
 }
 var file_api_berth_logs_v1_logs_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	3, // 0: berth.logs.v1.ReadResponse.entries:type_name -> berth.logs.v1.Entry
+	1, // [1:1] is the sub-list for method output_type
+	1, // [1:1] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_api_berth_logs_v1_logs_proto_init() }
@@ -275,7 +557,7 @@ func file_api_berth_logs_v1_logs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_berth_logs_v1_logs_proto_rawDesc), len(file_api_berth_logs_v1_logs_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

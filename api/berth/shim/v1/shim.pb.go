@@ -27,7 +27,8 @@ type AttachRequest struct {
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Exec to attach to; empty is the container's first process.
 	ExecId string `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	// The caller wants to send input, too. One may at a time.
+	// The caller wants to send input, too, if the process has one for it. One may at
+	// a time.
 	Input         bool `protobuf:"varint,3,opt,name=input,proto3" json:"input,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -91,7 +92,9 @@ type AttachResponse struct {
 	// goes over it is described in internal/attach.
 	Socket string `protobuf:"bytes,1,opt,name=socket,proto3" json:"socket,omitempty"`
 	// The process has a terminal, so that there is one output, and a size.
-	Terminal      bool `protobuf:"varint,2,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	Terminal bool `protobuf:"varint,2,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// The caller has the process's input.
+	Input         bool `protobuf:"varint,3,opt,name=input,proto3" json:"input,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -136,6 +139,13 @@ func (x *AttachResponse) GetSocket() string {
 func (x *AttachResponse) GetTerminal() bool {
 	if x != nil {
 		return x.Terminal
+	}
+	return false
+}
+
+func (x *AttachResponse) GetInput() bool {
+	if x != nil {
+		return x.Input
 	}
 	return false
 }
@@ -239,10 +249,11 @@ const file_api_berth_shim_v1_shim_proto_rawDesc = "" +
 	"\rAttachRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x14\n" +
-	"\x05input\x18\x03 \x01(\bR\x05input\"D\n" +
+	"\x05input\x18\x03 \x01(\bR\x05input\"Z\n" +
 	"\x0eAttachResponse\x12\x16\n" +
 	"\x06socket\x18\x01 \x01(\tR\x06socket\x12\x1a\n" +
-	"\bterminal\x18\x02 \x01(\bR\bterminal\";\n" +
+	"\bterminal\x18\x02 \x01(\bR\bterminal\x12\x14\n" +
+	"\x05input\x18\x03 \x01(\bR\x05input\";\n" +
 	"\x10ReopenLogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x13\n" +

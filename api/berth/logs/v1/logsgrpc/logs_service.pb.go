@@ -25,24 +25,29 @@ var File_api_berth_logs_v1_logs_service_proto protoreflect.FileDescriptor
 
 const file_api_berth_logs_v1_logs_service_proto_rawDesc = "" +
 	"\n" +
-	"$api/berth/logs/v1/logs_service.proto\x12\rberth.logs.v1\x1a\x1capi/berth/logs/v1/logs.proto2\x93\x01\n" +
+	"$api/berth/logs/v1/logs_service.proto\x12\rberth.logs.v1\x1a\x1capi/berth/logs/v1/logs.proto2\xda\x01\n" +
 	"\x04Logs\x12H\n" +
 	"\aPrepare\x12\x1d.berth.logs.v1.PrepareRequest\x1a\x1e.berth.logs.v1.PrepareResponse\x12A\n" +
-	"\x04Read\x12\x1a.berth.logs.v1.ReadRequest\x1a\x1b.berth.logs.v1.ReadResponse0\x01B=Z;github.com/berthd/berth/api/berth/logs/v1/logsgrpc;logsgrpcb\x06proto3"
+	"\x04Read\x12\x1a.berth.logs.v1.ReadRequest\x1a\x1b.berth.logs.v1.ReadResponse0\x01\x12E\n" +
+	"\x06Locate\x12\x1c.berth.logs.v1.LocateRequest\x1a\x1d.berth.logs.v1.LocateResponseB=Z;github.com/berthd/berth/api/berth/logs/v1/logsgrpc;logsgrpcb\x06proto3"
 
 var file_api_berth_logs_v1_logs_service_proto_goTypes = []any{
 	(*v1.PrepareRequest)(nil),  // 0: berth.logs.v1.PrepareRequest
 	(*v1.ReadRequest)(nil),     // 1: berth.logs.v1.ReadRequest
-	(*v1.PrepareResponse)(nil), // 2: berth.logs.v1.PrepareResponse
-	(*v1.ReadResponse)(nil),    // 3: berth.logs.v1.ReadResponse
+	(*v1.LocateRequest)(nil),   // 2: berth.logs.v1.LocateRequest
+	(*v1.PrepareResponse)(nil), // 3: berth.logs.v1.PrepareResponse
+	(*v1.ReadResponse)(nil),    // 4: berth.logs.v1.ReadResponse
+	(*v1.LocateResponse)(nil),  // 5: berth.logs.v1.LocateResponse
 }
 var file_api_berth_logs_v1_logs_service_proto_depIdxs = []int32{
 	0, // 0: berth.logs.v1.Logs.Prepare:input_type -> berth.logs.v1.PrepareRequest
 	1, // 1: berth.logs.v1.Logs.Read:input_type -> berth.logs.v1.ReadRequest
-	2, // 2: berth.logs.v1.Logs.Prepare:output_type -> berth.logs.v1.PrepareResponse
-	3, // 3: berth.logs.v1.Logs.Read:output_type -> berth.logs.v1.ReadResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	2, // 2: berth.logs.v1.Logs.Locate:input_type -> berth.logs.v1.LocateRequest
+	3, // 3: berth.logs.v1.Logs.Prepare:output_type -> berth.logs.v1.PrepareResponse
+	4, // 4: berth.logs.v1.Logs.Read:output_type -> berth.logs.v1.ReadResponse
+	5, // 5: berth.logs.v1.Logs.Locate:output_type -> berth.logs.v1.LocateResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name

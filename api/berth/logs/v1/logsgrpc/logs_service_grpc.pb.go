@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Logs_Prepare_FullMethodName = "/berth.logs.v1.Logs/Prepare"
 	Logs_Read_FullMethodName    = "/berth.logs.v1.Logs/Read"
+	Logs_Locate_FullMethodName  = "/berth.logs.v1.Logs/Locate"
 )
 
 // LogsClient is the client API for Logs service.
@@ -35,6 +36,10 @@ type LogsClient interface {
 	Prepare(ctx context.Context, in *v1.PrepareRequest, opts ...grpc.CallOption) (*v1.PrepareResponse, error)
 	// Read streams a container's log. A container that has none is NotFound.
 	Read(ctx context.Context, in *v1.ReadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ReadResponse], error)
+	// Locate tells where the shim is that has the streams of a container's task, so
+	// that a client can attach without the daemon in between. FailedPrecondition: it
+	// is a shim of another kind.
+	Locate(ctx context.Context, in *v1.LocateRequest, opts ...grpc.CallOption) (*v1.LocateResponse, error)
 }
 
 type logsClient struct {
@@ -74,6 +79,16 @@ func (c *logsClient) Read(ctx context.Context, in *v1.ReadRequest, opts ...grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Logs_ReadClient = grpc.ServerStreamingClient[v1.ReadResponse]
 
+func (c *logsClient) Locate(ctx context.Context, in *v1.LocateRequest, opts ...grpc.CallOption) (*v1.LocateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.LocateResponse)
+	err := c.cc.Invoke(ctx, Logs_Locate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // LogsServer is the server API for Logs service.
 // All implementations must embed UnimplementedLogsServer
 // for forward compatibility.
@@ -85,6 +100,10 @@ type LogsServer interface {
 	Prepare(context.Context, *v1.PrepareRequest) (*v1.PrepareResponse, error)
 	// Read streams a container's log. A container that has none is NotFound.
 	Read(*v1.ReadRequest, grpc.ServerStreamingServer[v1.ReadResponse]) error
+	// Locate tells where the shim is that has the streams of a container's task, so
+	// that a client can attach without the daemon in between. FailedPrecondition: it
+	// is a shim of another kind.
+	Locate(context.Context, *v1.LocateRequest) (*v1.LocateResponse, error)
 	mustEmbedUnimplementedLogsServer()
 }
 
@@ -100,6 +119,9 @@ func (UnimplementedLogsServer) Prepare(context.Context, *v1.PrepareRequest) (*v1
 }
 func (UnimplementedLogsServer) Read(*v1.ReadRequest, grpc.ServerStreamingServer[v1.ReadResponse]) error {
 	return status.Error(codes.Unimplemented, "method Read not implemented")
+}
+func (UnimplementedLogsServer) Locate(context.Context, *v1.LocateRequest) (*v1.LocateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Locate not implemented")
 }
 func (UnimplementedLogsServer) mustEmbedUnimplementedLogsServer() {}
 func (UnimplementedLogsServer) testEmbeddedByValue()              {}
@@ -151,6 +173,24 @@ func _Logs_Read_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Logs_ReadServer = grpc.ServerStreamingServer[v1.ReadResponse]
 
+func _Logs_Locate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.LocateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LogsServer).Locate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Logs_Locate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LogsServer).Locate(ctx, req.(*v1.LocateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Logs_ServiceDesc is the grpc.ServiceDesc for Logs service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -161,6 +201,10 @@ var Logs_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Prepare",
 			Handler:    _Logs_Prepare_Handler,
+		},
+		{
+			MethodName: "Locate",
+			Handler:    _Logs_Locate_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
