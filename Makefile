@@ -24,6 +24,7 @@ build: ## build berthd, berth-shim and berth into bin/
 install: build ## install the programs and the systemd unit under PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0755 $(PROGRAMS:%=$(BIN)/%) $(DESTDIR)$(PREFIX)/bin/
+	ln -sf berth-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v2
 	sed 's|@PREFIX@|$(PREFIX)|g' dist/berth.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service
 
 deps: ## install what the tests and the demo need

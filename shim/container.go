@@ -23,7 +23,8 @@ type container struct {
 	how     record.Runtime
 	runtime Runtime
 	owner   owner
-	mounted bool // rootfs holds mounts that Delete has to undo
+	claim   *os.File // of the bundle, unless the process has claimed it
+	mounted bool     // rootfs holds mounts that Delete has to undo
 
 	// noPivot and noKeyring are the runc options of the same meaning.
 	noPivot, noKeyring bool

@@ -38,6 +38,10 @@ func (s *Shim) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.Cre
 	if err := s.add(c); err != nil {
 		return nil, err
 	}
+	if err := s.claim(c); err != nil {
+		s.remove(c)
+		return nil, fmt.Errorf("task %q: %w", c.id, err)
+	}
 	p, err := c.create(ctx, r.Rootfs, paths)
 	if err != nil {
 		s.remove(c)
@@ -56,6 +60,15 @@ func (s *Shim) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.Cre
 	s.config.Log.Info("task created", "task", c.id, "pid", p.pid)
 	s.watch(p)
 	return &task.CreateTaskResponse{Pid: uint32(p.pid)}, nil
+}
+
+// claim makes this shim the one that supervises a container's bundle.
+func (s *Shim) claim(c *container) (err error) {
+	if c.bundle == s.config.Claimed || s.config.Claimed == "" {
+		return nil
+	}
+	c.claim, err = Claim(c.bundle)
+	return err
 }
 
 // prepare checks a request and makes the container of it, without effects.

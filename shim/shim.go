@@ -47,6 +47,9 @@ type Config struct {
 	Publish   func(topic string, event proto.Message)
 	Hurry     func() // the daemon has called; see Publisher.Hurry
 	Log       *slog.Logger
+	// Claimed is the bundle that this process has claimed already; the shim claims
+	// those of other containers itself.
+	Claimed string
 
 	// What tests replace; nil is the real thing.
 	Runtime func(r record.Runtime, bundle string) Runtime
@@ -189,6 +192,10 @@ func (s *Shim) remove(c *container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, c.id)
+	if c.claim != nil {
+		_ = c.claim.Close() // only drops the lock
+		c.claim = nil
+	}
 }
 
 // leave closes left if nothing is in the table, and tells whether it did.

@@ -18,7 +18,11 @@ const deleteTime = 30 * time.Second
 func remove(a arguments) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deleteTime)
 	defer cancel()
-	answer, err := shim.Cleanup(ctx, a.namespace, a.id, a.bundle, shim.Config{Namespace: a.namespace, Log: newLog(a.debug)})
+	log, _ := newLog(a.debug)
+	if err := dropSocket(a.bundle); err != nil {
+		log.Warn("socket of a dead shim not removed", "error", err)
+	}
+	answer, err := shim.Cleanup(ctx, a.namespace, a.id, a.bundle, shim.Config{Namespace: a.namespace, Log: log})
 	if err != nil {
 		return err
 	}

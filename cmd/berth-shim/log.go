@@ -3,8 +3,10 @@ package main
 import (
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 )
 
 // maxLog bounds the log, which lies in memory (the daemon's state directory).
@@ -12,19 +14,22 @@ const maxLog = 256 << 10
 
 // newLog makes the log on standard error, which the daemon has pointed at the
 // bundle's shim.log.
-func newLog(debug bool) *slog.Logger {
+func newLog(debug bool) (*slog.Logger, *boundedFile) {
 	level := slog.LevelInfo
 	if debug {
 		level = slog.LevelDebug
 	}
-	out := &boundedFile{os.Stderr}
+	out := &boundedFile{f: os.Stderr}
 	log.L.Logger.SetOutput(out) // what ttrpc says
-	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})), out
 }
 
 // boundedFile is a file opened for append that is begun anew when it gets too
 // long. What is not a regular file is left as it is.
-type boundedFile struct{ f *os.File }
+type boundedFile struct {
+	f    *os.File
+	also int // a descriptor that gets a copy of what it has room for; 0: none
+}
 
 // Write appends. That the log can't be cut is no reason not to write to it.
 func (b *boundedFile) Write(p []byte) (int, error) {
@@ -33,5 +38,20 @@ func (b *boundedFile) Write(p []byte) (int, error) {
 			_, _ = b.f.WriteString("... older lines were dropped\n")
 		}
 	}
+	if b.also != 0 {
+		_, _ = unix.Write(b.also, p) // the daemon may be away, or not read
+	}
 	return b.f.Write(p)
+}
+
+// logFIFO is a fifo in the bundle from which other daemons read the shim's log.
+const logFIFO = "log"
+
+// follow lets the daemon have a copy of the log.
+func (b *boundedFile) follow(bundle string) error {
+	fd, err := unix.Open(filepath.Join(bundle, logFIFO), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == nil {
+		b.also = fd
+	}
+	return err
 }

@@ -1,5 +1,8 @@
-// Command berth-shim supervises the processes of one container. The daemon
-// starts it; people have no need to.
+// Command berth-shim supervises the processes of one container, or of several
+// that belong together. The daemon starts it; people have no need to.
+//
+// Installed as containerd-shim-berth-v2 it serves other daemons that speak the
+// shim protocol, under the runtime name io.containerd.berth.v2.
 package main
 
 import (
@@ -12,16 +15,23 @@ import (
 
 const program = "berth-shim"
 
-const usage = `usage: berth-shim serve  -namespace NS -id ID -bundle PATH [-debug]
-       berth-shim delete -namespace NS -id ID -bundle PATH [-debug]
+const usage = `usage: berth-shim serve  -namespace NS -id ID -bundle PATH [-socket PATH] [-debug]
+       berth-shim delete -namespace NS -id ID [-bundle PATH] [-debug]
+       berth-shim start  -namespace NS -id ID -address SOCKET [-publish-binary PATH] [-debug]
+       berth-shim -info
        berth-shim -v | --version
 
-serve   supervises a container. Its listening socket is file descriptor 3.
+serve   supervises a container. Its listening socket is file descriptor 3; with
+        -socket it removes that path when it leaves.
 delete  removes what is left of a container whose shim is dead, and prints a
         containerd.task.v3.DeleteResponse as protobuf.
+start   leaves a server for the container whose bundle is the working directory,
+        or finds that of its group, and prints where it listens.
+-info   prints a containerd.types.RuntimeInfo for the options on standard input.
 
-Both are run by berthd. Environment: TTRPC_ADDRESS (where events go),
-BERTH_OCI_ROOT (state of the OCI runtimes).
+They are run by daemons: serve and delete by berthd, start, delete and -info by
+others. Environment: TTRPC_ADDRESS (where events go), BERTH_OCI_ROOT (state of
+the OCI runtimes).
 `
 
 // arguments are what the command line says.
@@ -30,6 +40,8 @@ type arguments struct {
 	namespace string
 	id        string
 	bundle    string
+	address   string // the daemon's socket
+	socket    string // to remove at the end
 	debug     bool
 }
 
@@ -46,7 +58,9 @@ func main() {
 		case "delete":
 			err = remove(args)
 		case "start":
-			err = fmt.Errorf("start, to run under other daemons, is not served by this version; berthd uses serve")
+			err = start(args)
+		case "info":
+			err = info()
 		default:
 			err = fmt.Errorf("unknown command %q\n%s", args.command, usage)
 		}
@@ -61,7 +75,7 @@ func main() {
 // since other daemons put them before.
 func parse(argv []string) (arguments, error) {
 	var a arguments
-	var showVersion bool
+	var showVersion, showInfo bool
 	flags := flag.NewFlagSet(program, flag.ContinueOnError)
 	flags.SetOutput(os.Stderr)
 	flags.Usage = func() { fmt.Fprint(os.Stderr, usage) }
@@ -69,8 +83,10 @@ func parse(argv []string) (arguments, error) {
 	flags.StringVar(&a.id, "id", "", "")
 	flags.StringVar(&a.bundle, "bundle", "", "")
 	flags.BoolVar(&a.debug, "debug", false, "")
-	flags.String("address", "", "")
+	flags.StringVar(&a.address, "address", "", "")
+	flags.StringVar(&a.socket, "socket", "", "")
 	flags.String("publish-binary", "", "")
+	flags.BoolVar(&showInfo, "info", false, "")
 	flags.BoolVar(&showVersion, "v", false, "")
 	flags.BoolVar(&showVersion, "version", false, "")
 	for len(argv) > 0 {
@@ -91,15 +107,38 @@ func parse(argv []string) (arguments, error) {
 	case showVersion:
 		a.command = "version"
 		return a, nil
+	case showInfo:
+		a.command = "info"
+		return a, nil
 	case a.command == "":
 		return a, fmt.Errorf("no command\n%s", usage)
-	case a.command != "serve" && a.command != "delete":
-		return a, nil
 	}
-	for name, value := range map[string]string{"namespace": a.namespace, "id": a.id, "bundle": a.bundle} {
+	return a, a.check()
+}
+
+// check looks for what a command can't do without. A bundle that is not named is
+// the working directory, except for serve.
+func (a *arguments) check() error {
+	required := map[string]string{"namespace": a.namespace, "id": a.id}
+	switch a.command {
+	case "serve":
+		required["bundle"] = a.bundle
+	case "start":
+		required["address"] = a.address
+	case "delete":
+		if a.bundle == "" {
+			var err error
+			if a.bundle, err = os.Getwd(); err != nil {
+				return err
+			}
+		}
+	default:
+		return nil // main says what it thinks of it
+	}
+	for name, value := range required {
 		if value == "" {
-			return a, fmt.Errorf("%s: -%s is required", a.command, name)
+			return fmt.Errorf("%s: -%s is required", a.command, name)
 		}
 	}
-	return a, nil
+	return nil
 }

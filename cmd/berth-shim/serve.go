@@ -31,7 +31,7 @@ const flushTime = 5 * time.Second
 // serve supervises a container until Shutdown.
 func serve(a arguments) error {
 	debug.SetGCPercent(gcPercent)
-	log := newLog(a.debug)
+	log, output := newLog(a.debug)
 	if err := sys.SetSubreaper(); err != nil {
 		return err
 	}
@@ -45,7 +45,13 @@ func serve(a arguments) error {
 		return err
 	}
 	ignoreSignals(log)
-	yieldToDaemon(log)
+	if a.socket == "" {
+		yieldToDaemon(log) // else start has seen to it, which is this one's parent
+	} else {
+		if err := output.follow(a.bundle); err != nil {
+			log.Debug("the daemon reads no log", "error", err)
+		}
+	}
 
 	publisher := &shim.Publisher{Address: os.Getenv("TTRPC_ADDRESS"), Namespace: a.namespace, Log: log}
 	s := shim.New(shim.Config{
@@ -53,6 +59,7 @@ func serve(a arguments) error {
 		Publish:   publisher.Publish,
 		Hurry:     publisher.Hurry,
 		Log:       log,
+		Claimed:   a.bundle,
 	})
 	server, err := shim.NewServer(s)
 	if err != nil {
@@ -60,6 +67,9 @@ func serve(a arguments) error {
 	}
 	log.Debug("shim serves", "namespace", a.namespace, "id", a.id, "pid", os.Getpid())
 	return server.Serve(context.Background(), listener, func() {
+		if a.socket != "" {
+			_ = os.Remove(a.socket) // before its last connection ends: then there may be a new one
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 		defer cancel()
 		if err := publisher.Flush(ctx); err != nil {

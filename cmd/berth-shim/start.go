@@ -1,0 +1,282 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/berthd/berth/api/runtime/bootstrap/v1"
+	"github.com/berthd/berth/internal/sys"
+	"github.com/berthd/berth/runtime/record"
+)
+
+// Bounds of start.
+const (
+	maxInput  = 16 << 20 // of what is read from standard input, and of a config.json
+	dialTime  = 5 * time.Second
+	maxSocket = 107 // what fits into a sockaddr_un, with the final zero
+)
+
+// socketDir is where daemons that don't say otherwise expect sockets.
+const socketDir = "/run/containerd/s"
+
+// addressFile is where the daemon, and delete, find the address.
+const addressFile = "address"
+
+// start leaves a server for a container, or finds that of its group, and prints
+// where it listens. It is how other daemons than berthd start a shim; the working
+// directory is the bundle.
+func start(a arguments) error {
+	bundle, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	params, err := readParams(a.id)
+	if err != nil {
+		return err
+	}
+	group, err := groupOf(bundle, a.id)
+	if err != nil {
+		return err
+	}
+	dir := params.GetSocketDir()
+	if dir == "" {
+		dir = socketDir
+	}
+	path, err := a.socketPath(dir, group)
+	if err != nil {
+		return err
+	}
+	if err := a.listenOrJoin(bundle, dir, path); err != nil {
+		return err
+	}
+	address := "unix://" + path
+	if err := os.WriteFile(filepath.Join(bundle, addressFile), []byte(address), 0o600); err != nil {
+		return err
+	}
+	output := []byte(address)
+	if params != nil {
+		if output, err = proto.Marshal(&bootstrap.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"}); err != nil {
+			return err
+		}
+	}
+	_, err = os.Stdout.Write(output)
+	return err
+}
+
+// readParams reads the BootstrapParams from standard input. Earlier daemons send
+// the options of the runtime there, or nothing: then they are nil. The options
+// come again with Create.
+func readParams(id string) (*bootstrap.BootstrapParams, error) {
+	data, err := io.ReadAll(io.LimitReader(os.Stdin, maxInput+1))
+	if err != nil {
+		return nil, fmt.Errorf("standard input: %w", err)
+	}
+	if len(data) > maxInput {
+		return nil, fmt.Errorf("standard input: more than %d bytes", maxInput)
+	}
+	var params bootstrap.BootstrapParams
+	// Options would have the name of their type in place of the id.
+	if proto.Unmarshal(data, &params) != nil || params.GetInstanceId() != id {
+		return nil, nil
+	}
+	return &params, nil
+}
+
+// groupAnnotations name a group of containers that share a shim: the first that
+// is there counts.
+var groupAnnotations = []string{"io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"}
+
+// groupOf tells which group a bundle's container belongs to; without one it is a
+// group of its own.
+func groupOf(bundle, id string) (string, error) {
+	f, err := os.Open(filepath.Join(bundle, record.ConfigFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return id, nil // a sandbox of its own kind
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	var spec struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.NewDecoder(io.LimitReader(f, maxInput)).Decode(&spec); err != nil {
+		return "", fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	for _, name := range groupAnnotations {
+		if group := spec.Annotations[name]; group != "" {
+			return group, nil
+		}
+	}
+	return id, nil
+}
+
+// socketPath is where the shim of a group listens.
+func (a arguments) socketPath(dir, group string) (string, error) {
+	if !filepath.IsAbs(dir) {
+		return "", fmt.Errorf("socket directory %q is not an absolute path", dir)
+	}
+	sum := sha256.Sum256([]byte(filepath.Join(a.address, a.namespace, group)))
+	path := filepath.Join(dir, hex.EncodeToString(sum[:]))
+	if len(path) > maxSocket {
+		return "", fmt.Errorf("socket directory %q is too long by %d bytes", dir, len(path)-maxSocket)
+	}
+	return path, nil
+}
+
+// listenOrJoin sees to it that somebody listens on path: the shim that does, or
+// a new one. Of several that try at once one makes it.
+func (a arguments) listenOrJoin(bundle, dir, path string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	lock, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := flock(lock); err != nil {
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	conn, err := (&net.Dialer{Timeout: dialTime}).Dial("unix", path)
+	switch {
+	case err == nil:
+		return conn.Close()
+	case errors.Is(err, unix.ECONNREFUSED):
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the shim of the group does not answer: %w", err)
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	listener.SetUnlinkOnClose(false) // it is the server's
+	defer listener.Close()
+	if err = os.Chmod(path, 0o600); err == nil {
+		err = a.leaveServer(bundle, path, listener)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// flock waits for a lock, for at most dialTime.
+func flock(f *os.File) error {
+	for deadline := time.Now().Add(dialTime); ; time.Sleep(time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// leaveServer starts the server on a socket, in a session of its own.
+func (a arguments) leaveServer(bundle, path string, listener *net.UnixListener) error {
+	socket, err := listener.File()
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	log, err := os.OpenFile(filepath.Join(bundle, record.ShimLogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	args := []string{program, "serve", "-namespace", a.namespace, "-id", a.id, "-bundle", bundle, "-socket", path}
+	if a.debug {
+		args = append(args, "-debug")
+	}
+	p, err := os.StartProcess(self, args, &os.ProcAttr{
+		Dir: bundle, Env: serverEnv(), Files: []*os.File{null, log, log, socket},
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return err
+	}
+	if score, err := sys.OOMScore(os.Getppid()); err == nil {
+		_ = sys.SetOOMScore(p.Pid, score+1) // refused without CAP_SYS_RESOURCE, and nobody to tell
+	}
+	return p.Release()
+}
+
+// serverEnv is the environment of a server: what berthd gives it (see
+// runtime/launch.go).
+func serverEnv() []string {
+	var env []string
+	for _, e := range os.Environ() {
+		switch key, _, _ := strings.Cut(e, "="); key {
+		case "GOMAXPROCS", "GODEBUG", "GOGC", "GOMEMLIMIT", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES":
+			continue
+		}
+		env = append(env, e)
+	}
+	return append(env, "GOMAXPROCS=1", "GODEBUG=disablethp=1")
+}
+
+// dropSocket removes the socket that a bundle names, if nobody listens on it: a
+// shim that was killed could not.
+func dropSocket(bundle string) error {
+	data, err := os.ReadFile(filepath.Join(bundle, addressFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // berthd's, which removes its sockets itself
+	}
+	if err != nil {
+		return err
+	}
+	path, ok := strings.CutPrefix(string(data), "unix://")
+	if !ok || !filepath.IsAbs(path) {
+		return nil
+	}
+	if listens(path) {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// dyingTime is how long a connection has to last to be one to a live shim: the
+// kernel closes the sockets of a process that was killed one after the other.
+const dyingTime = 100 * time.Millisecond
+
+// listens tells whether somebody listens on a socket and goes on to.
+func listens(path string) bool {
+	conn, err := (&net.Dialer{Timeout: dialTime}).Dial("unix", path)
+	if err != nil {
+		return !errors.Is(err, unix.ECONNREFUSED)
+	}
+	defer conn.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(dyingTime)); err != nil {
+		return true
+	}
+	_, err = conn.Read(make([]byte, 1)) // a shim says nothing unasked
+	return errors.Is(err, os.ErrDeadlineExceeded)
+}
