@@ -63,8 +63,10 @@ func judge(f facts) (verdict, string) {
 	}
 	// The shim is dead: nobody listens, or its process is gone.
 	switch {
-	case f.Exited:
+	case f.Exited && f.Started:
 		return verdictStopped, "the shim has died; init ended before"
+	case f.Exited: // cleaning up after it has recorded that
+		return verdictUndo, "the create never came to an outcome, and what it had left is cleaned up"
 	case f.Init == alive:
 		return verdictLost, "the shim has died"
 	case f.Started:
@@ -79,7 +81,7 @@ func judgeAnswered(f facts) (verdict, string) {
 		return verdictConnected, ""
 	case f.Started && !f.Exited && f.Init == alive:
 		return verdictLost, "the shim does not know the task, but init lives"
-	case f.Started || f.Exited:
+	case f.Started:
 		return verdictStopped, "a delete came to no end: the shim has forgotten the task"
 	}
 	return verdictUndo, "the create never reached the OCI runtime"

@@ -39,6 +39,8 @@ func TestVerdict(t *testing.T) {
 		{"shim dead, exit recorded", facts{Dial: refused, Started: true, Exited: true, Shim: dead, Init: dead}, verdictStopped},
 		{"shim unrecorded, init alive", facts{Dial: refused, Started: true, Init: alive}, verdictLost},
 		{"intent only", facts{Dial: refused}, verdictUndo},
+		{"cleaned up, but never made", facts{Dial: refused, Shim: dead, Exited: true}, verdictUndo},
+		{"cleaned up, but never made, and a shim answers", facts{Dial: answered, Shim: alive, Exited: true}, verdictUndo},
 		{"intent and a dead shim", facts{Dial: refused, Shim: dead}, verdictUndo},
 	} {
 		if got, reason := judge(c.f); got != c.want || reason == "" && got != verdictConnected {

@@ -301,7 +301,8 @@ func (s *slot) expect(m *model) {
 	}
 	switch {
 	case status == want:
-	case status == task.Status_STOPPED && m.kind == timed && !m.paused:
+	case status == task.Status_STOPPED && m.kind == timed: // it may have ended while it was being paused
+		m.paused = false
 		s.checkExit(m, client.Exit{Status: state.GetExitStatus()})
 	case s.doubtful(m.id) && status != task.Status_STOPPED:
 	default:
