@@ -90,6 +90,8 @@ vm() {
 	run
 	have crun || apt crun
 	have criu || apt criu
+	have ip || apt iproute2
+	have iptables-restore || apt iptables
 	have qemu-system-x86_64 || apt qemu-system-x86
 	have mke2fs || apt e2fsprogs
 	have depmod || apt kmod

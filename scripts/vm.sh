@@ -71,12 +71,12 @@ userland() {
 		[ "$applet" = busybox ] || ln -sf /bin/busybox "$root/bin/$applet"
 	done
 	# Where busybox behaves in its own way, tests want what machines have.
-	rm "$root/bin/sh" "$root/bin/yes"
-	copy /bin/dash /usr/bin/yes
+	rm "$root"/bin/{sh,yes,tar,gzip,ip,modprobe}
+	copy /bin/dash /usr/bin/yes /sbin/modprobe
 	ln -s dash "$root/bin/sh"
 	copy "$(command -v runc)" "$(command -v crun)" "$(command -v criu)"
-	# criu closes the network of what it dumps with one of these.
-	[ ! -x /usr/sbin/iptables ] || copy /usr/sbin/iptables-restore /usr/sbin/ip6tables-restore /usr/lib/x86_64-linux-gnu/xtables/*.so
+	# What criu runs: for a tmpfs, the network's state, and to close the network.
+	copy /bin/tar /bin/gzip "$(command -v ip)" /usr/sbin/{ip,ip6}tables-{save,restore} /usr/lib/x86_64-linux-gnu/xtables/*.so
 	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
 	printf 'root:x:0:\ntty:x:5:\nnogroup:x:65534:\n' >"$root/etc/group"
 	echo vm >"$root/etc/hostname"
