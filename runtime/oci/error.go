@@ -67,11 +67,15 @@ type MissingError struct {
 
 // Error names the binary and what to do.
 func (e *MissingError) Error() string {
+	const another = "name another, for one container in the runtime options (binary_name) or for all in berthd's configuration (runtime.binary)"
 	if strings.Contains(e.Binary, "/") {
-		return fmt.Sprintf("OCI runtime %q can't be used: %v", e.Binary, e.Err)
+		return fmt.Sprintf("OCI runtime %q can't be used: %v; %s", e.Binary, e.Err, another)
 	}
-	return fmt.Sprintf("OCI runtime %q is not in PATH (%s): install it (Debian: apt-get install %s) or name another in the runtime options (binary_name)",
-		e.Binary, os.Getenv("PATH"), e.Binary)
+	install := "install it"
+	if e.Binary == DefaultBinary || e.Binary == "crun" {
+		install += " (Debian: apt-get install " + e.Binary + ")"
+	}
+	return fmt.Sprintf("OCI runtime %q is not in PATH (%s): %s, or %s", e.Binary, os.Getenv("PATH"), install, another)
 }
 
 // Unwrap returns what the lookup failed with.

@@ -201,7 +201,7 @@ func TestMissing(t *testing.T) {
 	if !errors.As(err, &missing) || !errors.Is(err, exec.ErrNotFound) {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"no-such-runtime"`, "PATH", "apt-get install no-such-runtime", "binary_name"} {
+	for _, want := range []string{`"no-such-runtime"`, "PATH", "install it, or", "binary_name", "runtime.binary"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q lacks %q", err, want)
 		}
@@ -330,6 +330,9 @@ func TestFeatures(t *testing.T) {
 	defer cancel()
 	if got, err := script("exec sleep 1000").Features(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a runtime that hangs: %q, %v", got, err)
+	}
+	if got := (&MissingError{Binary: "crun"}).Error(); !strings.Contains(got, "apt-get install crun)") {
+		t.Error(got)
 	}
 	var missing *MissingError
 	if _, err := (&CLI{Binary: "norunc"}).Features(t.Context()); !errors.As(err, &missing) {
