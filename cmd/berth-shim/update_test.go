@@ -73,12 +73,16 @@ func TestUpdateResources(t *testing.T) {
 		{"cpu quota", `{"cpu":{"quota":50000,"period":100000}}`, "cpu.cfs_quota_us", "cpu.max", "50000", "50000 100000", false},
 		{"cpu shares", `{"cpu":{"shares":512}}`, "cpu.shares", "cpu.weight", "512", "20", false},
 		{"cpuset", `{"cpu":{"cpus":"0","mems":"0"}}`, "cpuset.cpus", "cpuset.cpus", "0", "0", false},
+		{"block device weight", `{"blockIO":{"weight":500}}`, "blkio.weight", "io.weight", "500", "default 4950", false},
 		{"pids", `{"pids":{"limit":77}}`, "pids.max", "pids.max", "77", "77", false},
 		{"unified", `{"unified":{"memory.high":"100000000"}}`, "", "memory.high", "", "99999744", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.only2 && !unified {
 				t.Skip("cgroup version 1 has no unified resources")
+			}
+			if c.name == "block device weight" && control(t, g, c.v1, c.v2) == "" {
+				t.Skip("this kernel weighs no block devices")
 			}
 			if err := f.update(c.resources); err != nil {
 				t.Fatal(err)
