@@ -96,6 +96,11 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(t.ctx, cancel)()
+	leave, err := t.enterPod(ctx, k)
+	if err != nil {
+		return 0, t.undo(k, nil, nil, false, err)
+	}
+	defer leave()
 	shim, c, err := t.startShim(ctx, k, p)
 	if err != nil {
 		return 0, t.undo(k, shim, c, false, err)
@@ -124,6 +129,11 @@ func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn,
 		c, err := t.startForeign(ctx, k, p)
 		return nil, c, err
 	}
+	if p.intent.Group != "" {
+		if c, err := t.joinShim(ctx, k); c != nil || err != nil {
+			return nil, c, err
+		}
+	}
 	socket, err := listen(k.socket)
 	if err != nil {
 		return nil, nil, err
@@ -137,6 +147,7 @@ func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn,
 	k.child = shim
 	k.shim = record.Shim{
 		Version: record.Version, PID: shim.proc.PID(), StartTime: shim.proc.StartTime(), Socket: k.socket,
+		Shared: p.intent.Group != "",
 	}
 	made := k.shim
 	k.mu.Unlock()
@@ -198,7 +209,7 @@ func (t *Tasks) undoShim(ctx context.Context, k *task, shim *child, c *conn, ans
 		return t.undoForeign(ctx, k, c, answered)
 	}
 	if shim == nil {
-		return nil
+		return t.undoJoined(ctx, k, c, answered)
 	}
 	clean := answered && t.dismiss(ctx, k, c) == nil
 	if c != nil {
@@ -217,6 +228,20 @@ func (t *Tasks) undoShim(ctx context.Context, k *task, shim *child, c *conn, ans
 		return nil
 	}
 	_, err = t.remains(ctx, k)
+	return err
+}
+
+// undoJoined is undoShim for a task that has no shim of its own, or has joined
+// that of its pod, which stays.
+func (t *Tasks) undoJoined(ctx context.Context, k *task, c *conn, answered bool) error {
+	if c == nil {
+		return nil // nobody was asked for anything
+	}
+	c.close()
+	if answered {
+		return nil
+	}
+	_, err := t.remains(ctx, k)
 	return err
 }
 
@@ -258,6 +283,9 @@ func (t *Tasks) shelve(k *task) error {
 		k.mu.Lock()
 		k.shelved = gone
 		k.mu.Unlock()
+	}
+	if t.shared(k) {
+		return t.clearWork(k)
 	}
 	if err := os.Remove(k.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -118,20 +118,30 @@ func (t *Tasks) deleteWithShim(ctx context.Context, k *task, v view) (record.Exi
 	if err != nil {
 		return record.Exit{}, err
 	}
+	leave, err := t.enterPod(ctx, k)
+	if err != nil {
+		return record.Exit{}, err
+	}
+	defer leave()
 	// The shim has to know that it is to leave before the bundle goes: nobody
 	// could tell it after a crash of the daemon.
-	told := t.shutdown(ctx, c)
+	told, shared := t.shutdown(ctx, c), t.shared(k)
 	if told == nil {
 		if err = t.shelve(k); err == nil {
 			k.exited(exit)
 			k.release()
 			k.set(leaving, "deleted", c)
-			t.wg.Go(func() { t.farewell(k, c, exit) })
+			t.wg.Go(func() { t.farewell(k, c, exit, shared) })
+			if k.view().intent.Group != "" && !shared {
+				// A task of the pod that is created next must not find the shim on
+				// its way out. If it does not leave in time, farewell sees to that.
+				_ = t.parted(ctx, c)
+			}
 			return exit, nil
 		}
 		told = t.parted(ctx, c)
 	}
-	if t.shared(k) {
+	if shared {
 		return record.Exit{}, errors.Join(err, told) // it has others
 	}
 	// The shim has no container any more, so it may be ended.
@@ -149,9 +159,9 @@ func (t *Tasks) deleteWithShim(ctx context.Context, k *task, v view) (record.Exi
 
 // farewell waits until the shim of a deleted task has left, and sees to it that
 // the task's last events are out.
-func (t *Tasks) farewell(k *task, c *conn, exit record.Exit) {
+func (t *Tasks) farewell(k *task, c *conn, exit record.Exit, shared bool) {
 	log := t.cfg.Log.With("namespace", k.ns, "id", k.id)
-	if t.shared(k) {
+	if shared {
 		t.awaitDelete(k)
 		t.lastEvents(k, exit)
 		t.unshelve(k)

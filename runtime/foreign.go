@@ -261,7 +261,7 @@ func (t *Tasks) foreignLastWord(k *task, started record.Started) record.Exit {
 	return exit
 }
 
-// shared tells whether another task is with the same shim.
+// shared tells whether another task is with the same shim, as far as is known.
 func (t *Tasks) shared(k *task) bool {
 	k.mu.Lock()
 	address := k.at.Address
@@ -273,7 +273,7 @@ func (t *Tasks) shared(k *task) bool {
 			continue
 		}
 		other.mu.Lock()
-		same := other.at.Address == address && other.stand != leaving
+		same := other.at.Address == address && (other.stand == creating || other.stand == adopting || other.stand == connected)
 		other.mu.Unlock()
 		if same {
 			return true

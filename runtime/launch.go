@@ -65,6 +65,9 @@ func (t *Tasks) launch(k *task, socket *os.File) (*child, error) {
 	}
 	defer logFile.Close()
 	args := []string{filepath.Base(t.cfg.Shim), "serve", "-namespace", k.ns, "-id", k.id, "-bundle", k.dir}
+	if k.view().intent.Group != "" {
+		args = append(args, "-pod")
+	}
 	p, err := os.StartProcess(t.cfg.Shim, args, &os.ProcAttr{
 		Dir:   k.dir,
 		Env:   t.shimEnv(k.ns),

@@ -66,11 +66,15 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 	if o.GetTaskApiAddress() != "" { // the old spelling
 		return nil, joining(o.GetTaskApiAddress())
 	}
+	group, err := groupOf(c)
+	if err != nil {
+		return nil, err
+	}
 	p := &plan{
 		config: c.GetSpec().GetValue(),
 		cgroup: o.GetShimCgroup(),
 		intent: record.Intent{
-			Version: record.Version, Namespace: ns, ID: id, Runtime: runtime, Binary: binary, Foreign: foreign,
+			Version: record.Version, Namespace: ns, ID: id, Runtime: runtime, Binary: binary, Foreign: foreign, Group: group,
 			Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(),
 		},
 		request: &shimtask.CreateTaskRequest{

@@ -120,13 +120,14 @@ func (p *process) resolve(exit record.Exit, err error) {
 
 func (t *Tasks) newTask(ns, id string, s standing) *task {
 	k := &task{
-		ns: ns, id: id, dir: t.bundles.path(ns, id), socket: socketPath(t.cfg.State, ns, id),
+		ns: ns, id: id, dir: t.bundles.path(ns, id),
 		lane: newLane(), publishing: newLane(), kick: make(chan struct{}, 1),
 		stand: s, changed: make(chan struct{}),
-		status: apitask.Status_UNKNOWN, at: ownContact(socketPath(t.cfg.State, ns, id)),
-		init: newProcess(""), execs: map[string]*process{},
+		status: apitask.Status_UNKNOWN,
+		init:   newProcess(""), execs: map[string]*process{},
 		seen: seen{exits: map[string]int{}},
 	}
+	k.settle(socketPath(t.cfg.State, ns, id))
 	k.ctx, k.leave = context.WithCancel(t.ctx)
 	return k
 }

@@ -27,6 +27,7 @@ type Tasks struct {
 	null    *os.File // standard input of shims
 	bygone  bygone
 	shims   foundShims
+	pods    pods
 	dog     watchdog
 	grace   *cgroup.Grace // for runtimes that will move processes
 
@@ -128,6 +129,9 @@ func (t *Tasks) load() error {
 		k := t.newTask(n.ns, n.id, adopting)
 		k.reason = "its shim was not asked yet"
 		r := read[i]
+		if r.intent != nil {
+			k.settle(t.socketOf(*r.intent))
+		}
 		if t.ofEarlierBoot(r, rebooted) {
 			err := t.discard(k)
 			if err == nil {
@@ -294,6 +298,7 @@ func (t *Tasks) reserve(in record.Intent) (*task, error) {
 	ns, id := in.Namespace, in.ID
 	k := t.newTask(ns, id, creating)
 	k.intent = in
+	k.settle(t.socketOf(in))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.tasks[name{ns, id}] != nil {

@@ -41,12 +41,13 @@ func Claim(bundle string) (*os.File, error) {
 
 // claimOrWait claims a bundle for a Cleanup. It waits while another one has it,
 // but not for a shim that is on record as living, be it that this has yet to
-// claim the bundle itself.
+// claim the bundle itself. The shim of a pod claims a bundle when it begins with
+// its container, and lives on without it.
 func claimOrWait(ctx context.Context, bundle string) (*os.File, error) {
 	for {
 		dir, err := Claim(bundle)
 		var shim record.Shim
-		if record.Read(bundle, record.ShimFile, &shim) == nil && sys.Alive(shim.PID, shim.StartTime) {
+		if record.Read(bundle, record.ShimFile, &shim) == nil && !shim.Shared && sys.Alive(shim.PID, shim.StartTime) {
 			if err == nil {
 				_ = dir.Close() // only drops the lock
 			}

@@ -64,7 +64,7 @@ func (s *Shim) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.Cre
 
 // claim makes this shim the one that supervises a container's bundle.
 func (s *Shim) claim(c *container) (err error) {
-	if c.bundle == s.config.Claimed || s.config.Claimed == "" {
+	if !s.config.Claim || c.bundle == s.config.Claimed {
 		return nil
 	}
 	c.claim, err = Claim(c.bundle)

@@ -47,8 +47,9 @@ type Config struct {
 	Publish   func(topic string, event proto.Message)
 	Hurry     func() // the daemon has called; see Publisher.Hurry
 	Log       *slog.Logger
-	// Claimed is the bundle that this process has claimed already; the shim claims
-	// those of other containers itself.
+	// Claim has the shim claim the bundles of its containers, but for Claimed, which
+	// this process has claimed already.
+	Claim   bool
 	Claimed string
 
 	// What tests replace; nil is the real thing.

@@ -15,14 +15,15 @@ import (
 
 const program = "berth-shim"
 
-const usage = `usage: berth-shim serve  -namespace NS -id ID -bundle PATH [-socket PATH] [-debug]
+const usage = `usage: berth-shim serve  -namespace NS -id ID -bundle PATH [-socket PATH] [-pod] [-debug]
        berth-shim delete -namespace NS -id ID [-bundle PATH] [-debug]
        berth-shim start  -namespace NS -id ID -address SOCKET [-publish-binary PATH] [-debug]
        berth-shim -info
        berth-shim -v | --version
 
 serve   supervises a container. Its listening socket is file descriptor 3; with
-        -socket it removes that path when it leaves.
+        -socket it removes that path when it leaves, with -pod it serves any
+        number of containers.
 delete  removes what is left of a container whose shim is dead, and prints a
         containerd.task.v3.DeleteResponse as protobuf.
 start   leaves a server for the container whose bundle is the working directory,
@@ -42,6 +43,7 @@ type arguments struct {
 	bundle    string
 	address   string // the daemon's socket
 	socket    string // to remove at the end
+	pod       bool   // several containers, each with a claim of its own
 	debug     bool
 }
 
@@ -85,6 +87,7 @@ func parse(argv []string) (arguments, error) {
 	flags.BoolVar(&a.debug, "debug", false, "")
 	flags.StringVar(&a.address, "address", "", "")
 	flags.StringVar(&a.socket, "socket", "", "")
+	flags.BoolVar(&a.pod, "pod", false, "")
 	flags.String("publish-binary", "", "")
 	flags.BoolVar(&showInfo, "info", false, "")
 	flags.BoolVar(&showVersion, "v", false, "")

@@ -35,11 +35,15 @@ func serve(a arguments) error {
 	if err := sys.SetSubreaper(); err != nil {
 		return err
 	}
-	claim, err := shim.Claim(a.bundle)
-	if err != nil {
-		return err
+	claimed := ""
+	if !a.pod {
+		claim, err := shim.Claim(a.bundle)
+		if err != nil {
+			return err
+		}
+		defer claim.Close()
+		claimed = a.bundle
 	}
-	defer claim.Close()
 	listener, err := inherited()
 	if err != nil {
 		return err
@@ -59,7 +63,8 @@ func serve(a arguments) error {
 		Publish:   publisher.Publish,
 		Hurry:     publisher.Hurry,
 		Log:       log,
-		Claimed:   a.bundle,
+		Claim:     true,
+		Claimed:   claimed,
 	})
 	server, err := shim.NewServer(s)
 	if err != nil {

@@ -209,7 +209,7 @@ func (a arguments) leaveServer(bundle, path string, listener *net.UnixListener) 
 		return err
 	}
 	defer log.Close()
-	args := []string{program, "serve", "-namespace", a.namespace, "-id", a.id, "-bundle", bundle, "-socket", path}
+	args := []string{program, "serve", "-namespace", a.namespace, "-id", a.id, "-bundle", bundle, "-socket", path, "-pod"}
 	if a.debug {
 		args = append(args, "-debug")
 	}

@@ -81,6 +81,7 @@ type Intent struct {
 	ID        string    `json:"id"`
 	Runtime   string    `json:"runtime"`           // runtime name, such as io.containerd.runc.v2
 	Binary    string    `json:"binary"`            // resolved path of the shim
+	Group     string    `json:"group,omitempty"`   // the pod whose shim it shares
 	Foreign   bool      `json:"foreign,omitempty"` // the shim is not our own: it keeps no records
 	Options   *Any      `json:"options,omitempty"` // runtime options
 	Rootfs    []Mount   `json:"rootfs,omitempty"`
@@ -99,6 +100,7 @@ type Shim struct {
 	PID       int    `json:"pid"`
 	StartTime uint64 `json:"start_time"`         // field 22 of /proc/PID/stat, clock ticks since boot
 	Socket    string `json:"socket"`             // absolute path of the unix socket; of a foreign shim any address
+	Shared    bool   `json:"shared,omitempty"`   // it has claimed the bundle only if it has the container
 	API       int    `json:"api,omitempty"`      // version of the task API, if it is not 3
 	Protocol  string `json:"protocol,omitempty"` // if it is not ttrpc
 }
