@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,7 +92,11 @@ func NewAlarm() (*Alarm, error) {
 		_ = unix.Close(fd)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return &Alarm{os.NewFile(uintptr(fd), "oom alarm")}, nil
+	a := &Alarm{os.NewFile(uintptr(fd), "oom alarm")}
+	if err := a.epoll.SetReadDeadline(time.Time{}); err != nil { // it did not, and Wait would not wait
+		return nil, errors.Join(fmt.Errorf("oom alarm: %w", err), a.Close())
+	}
+	return a, nil
 }
 
 // Watch adds a group, until its OOM is closed.
@@ -132,7 +137,7 @@ func (o *OOM) subscribe() error {
 
 // Wait blocks until something may have happened in a group. With version 1 that
 // is when the group has run out of memory, so before anything is killed and
-// counted. It may wake without a cause. After Close it returns os.ErrClosed.
+// counted. It may wake without a cause. After Close it returns an error.
 func (a *Alarm) Wait() error {
 	conn, err := a.epoll.SyscallConn()
 	if err != nil {
