@@ -185,8 +185,8 @@ func (s *Stdio) Drain(ctx context.Context) error {
 }
 
 // Close ends the copies, closes the fifos and removes them. A process that still
-// runs is then detached: it goes on, but once 64 KiB of output are waiting it
-// blocks in its next write.
+// runs is then detached: it goes on, and its output is kept for nobody, then
+// dropped.
 func (s *Stdio) Close() error {
 	var err error
 	s.closed.Do(func() {

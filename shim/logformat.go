@@ -150,18 +150,25 @@ func (f *formatter) flush(now time.Time) {
 
 const hexDigits = "0123456789abcdef"
 
+// plainJSON are the bytes that stand for themselves in a JSON string.
+var plainJSON = func() (plain [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		plain[c] = c != '"' && c != '\\'
+	}
+	return plain
+}()
+
 // appendJSON appends text as the inside of a JSON string. Bytes that are no text
 // become U+FFFD, as JSON has nothing else for them.
 func appendJSON(out, text []byte) []byte {
 	start := 0
 	for i := 0; i < len(text); {
-		c := text[i]
-		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
+		if plainJSON[text[i]] {
 			i++
 			continue
 		}
 		size := 1
-		if c >= utf8.RuneSelf {
+		if text[i] >= utf8.RuneSelf {
 			var r rune
 			if r, size = utf8.DecodeRune(text[i:]); r != utf8.RuneError || size > 1 {
 				i += size
@@ -169,23 +176,26 @@ func appendJSON(out, text []byte) []byte {
 			}
 		}
 		out = append(out, text[start:i]...)
-		switch {
-		case c >= utf8.RuneSelf:
-			out = append(out, "\ufffd"...)
-		case c == '"' || c == '\\':
-			out = append(out, '\\', c)
-		case c == '\n':
-			out = append(out, `\n`...)
-		case c == '\r':
-			out = append(out, `\r`...)
-		case c == '\t':
-			out = append(out, `\t`...)
-		default:
-			out = append(out, `\u00`...)
-			out = append(out, hexDigits[c>>4], hexDigits[c&15])
-		}
+		out = appendEscaped(out, text[i])
 		i += size
 		start = i
 	}
 	return append(out, text[start:]...)
+}
+
+// appendEscaped appends a byte that does not stand for itself.
+func appendEscaped(out []byte, c byte) []byte {
+	switch {
+	case c >= utf8.RuneSelf:
+		return append(out, "\ufffd"...)
+	case c == '"' || c == '\\':
+		return append(out, '\\', c)
+	case c == '\n':
+		return append(out, `\n`...)
+	case c == '\r':
+		return append(out, `\r`...)
+	case c == '\t':
+		return append(out, `\t`...)
+	}
+	return append(out, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
 }

@@ -17,6 +17,8 @@ const spillSize = 16 << 20
 const (
 	firstLook = 5 * time.Millisecond
 	lastLook  = 250 * time.Millisecond
+	// A fifo that has no name any more can hardly get a reader.
+	lastLookUnnamed = 10 * time.Second
 )
 
 // spill keeps, in order, what a container writes while nobody reads its fifo. It
@@ -127,13 +129,28 @@ func (p *pump) divert() error {
 	if err := p.src.SetReadDeadline(time.Now().Add(p.spillPause)); err != nil {
 		return err
 	}
-	p.spillPause = min(2*p.spillPause, lastLook)
+	p.lookLater()
 	if err := p.take(); err != nil {
 		return err
 	}
 	p.spill.put((*p.move.buffer)[:p.move.n])
 	p.release(0)
 	return nil
+}
+
+// lookLater makes the pause before the next look for a reader longer.
+func (p *pump) lookLater() {
+	longest := lastLook
+	var st unix.Stat_t
+	err := p.to.Control(func(fd uintptr) {
+		if unix.Fstat(int(fd), &st) == nil && st.Nlink == 0 {
+			longest = lastLookUnnamed
+		}
+	})
+	if err != nil {
+		return // closed, which ends the pump
+	}
+	p.spillPause = min(2*p.spillPause, longest)
 }
 
 // hasReader tells whether somebody has the fifo open for reading.
@@ -192,7 +209,7 @@ func (p *pump) linger() {
 			continue
 		}
 		p.stranded.Store(true)
-		p.spillPause = min(2*p.spillPause, lastLook)
+		p.lookLater()
 		timer.Reset(p.spillPause)
 		select {
 		case <-timer.C:
