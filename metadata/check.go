@@ -84,7 +84,7 @@ func (db *DB) Check(ctx context.Context, o CheckOptions) iter.Seq[Problem] {
 
 // kinds are the names of tables in problems.
 var kinds = map[string]string{
-	containerTable.bucket: "container", imageTable.bucket: "image", leaseTable.bucket: "lease",
+	containerTable.bucket: "container", sandboxTable.bucket: "sandbox", imageTable.bucket: "image", leaseTable.bucket: "lease",
 	blobTable.bucket: "blob", ingestTable.bucket: "ingest", snapshotTable.bucket: "snapshot",
 }
 
@@ -98,6 +98,7 @@ func (c *check) rows() error {
 		}
 		for bucket, empty := range map[string]func() proto.Message{
 			containerTable.bucket: func() proto.Message { return containerTable.make() },
+			sandboxTable.bucket:   func() proto.Message { return sandboxTable.make() },
 			imageTable.bucket:     func() proto.Message { return imageTable.make() },
 			leaseTable.bucket:     func() proto.Message { return leaseTable.make() },
 			blobTable.bucket:      func() proto.Message { return blobTable.make() },

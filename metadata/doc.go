@@ -17,7 +17,8 @@
 //	├── blobs        NS DIGEST                    → content.Info
 //	├── ingests      NS REF                       → rows.Ingest
 //	├── snapshots    NS SNAPSHOTTER KEY           → rows.Snapshot
-//	└── children     NS SNAPSHOTTER PARENT KEY    → (empty) index of snapshots
+//	├── children     NS SNAPSHOTTER PARENT KEY    → (empty) index of snapshots
+//	└── sandboxes    NS ID                        → types.Sandbox
 //
 // # Order of writes
 //

@@ -6,6 +6,7 @@ import (
 	contentapi "github.com/berthd/berth/api/services/content/v1"
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/api/services/leases/v1"
+	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/internal/filter"
 	"github.com/berthd/berth/snapshots"
 )
@@ -55,6 +56,10 @@ var (
 	leaseFields = fields[*leases.Lease]{
 		text: map[string]func(*leases.Lease) string{"id": (*leases.Lease).GetId},
 		maps: map[string]func(*leases.Lease) map[string]string{"labels": (*leases.Lease).GetLabels},
+	}
+	sandboxFields = fields[*types.Sandbox]{
+		text: map[string]func(*types.Sandbox) string{"id": (*types.Sandbox).GetSandboxId},
+		maps: map[string]func(*types.Sandbox) map[string]string{"labels": (*types.Sandbox).GetLabels},
 	}
 	blobFields = fields[*contentapi.Info]{
 		text: map[string]func(*contentapi.Info) string{"digest": (*contentapi.Info).GetDigest},

@@ -106,7 +106,8 @@ func (n *Namespaces) Update(ctx context.Context, ns *namespaces.Namespace, mask 
 }
 
 // Delete removes a namespace with its leases and ingests: NotFound, and
-// FailedPrecondition while it has images, content, containers or snapshots.
+// FailedPrecondition while it has images, content, containers, snapshots
+// or sandboxes.
 func (n *Namespaces) Delete(ctx context.Context, name string) error {
 	var ingests []*rows.Ingest
 	err := n.db.Update(ctx, func(tx *Tx) error {
@@ -158,6 +159,7 @@ func (tx *Tx) canDeleteNamespace(name string) error {
 		{"content", blobTable.Empty(tx, name)},
 		{"containers", containerTable.Empty(tx, name)},
 		{"snapshots", snapshotTable.Empty(tx, name)},
+		{"sandboxes", sandboxTable.Empty(tx, name)},
 	} {
 		if !has.empty {
 			return fmt.Errorf("namespace %q still has %s: %w", name, has.what, errdefs.ErrFailedPrecondition)

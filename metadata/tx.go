@@ -13,6 +13,7 @@ import (
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/api/services/leases/v1"
 	"github.com/berthd/berth/api/services/namespaces/v1"
+	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/metadata/rows"
 )
 
@@ -26,6 +27,7 @@ const (
 
 var (
 	containerTable = Table[*containers.Container]{"containers", "container", kindContainer, func() *containers.Container { return &containers.Container{} }}
+	sandboxTable   = Table[*types.Sandbox]{"sandboxes", "sandbox", 0, func() *types.Sandbox { return &types.Sandbox{} }}
 	imageTable     = Table[*images.Image]{"images", "image", kindImage, func() *images.Image { return &images.Image{} }}
 	leaseTable     = Table[*leases.Lease]{"leases", "lease", kindLease, func() *leases.Lease { return &leases.Lease{} }}
 	blobTable      = Table[*contentapi.Info]{"blobs", "content", kindContent, func() *contentapi.Info { return &contentapi.Info{} }}
@@ -36,7 +38,7 @@ var (
 // buckets are all there are, in the order of doc.go.
 var buckets = []string{
 	schemaBucket, namespacesBucket, containerTable.bucket, imageTable.bucket, leaseTable.bucket,
-	heldBucket, blobTable.bucket, ingestTable.bucket, snapshotTable.bucket, childrenBucket,
+	heldBucket, blobTable.bucket, ingestTable.bucket, snapshotTable.bucket, childrenBucket, sandboxTable.bucket,
 }
 
 // Tx is what one function of View or Update sees of the database. It is valid

@@ -16,6 +16,7 @@ import (
 	contentapi "github.com/berthd/berth/api/services/content/v1"
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/api/services/leases/v1"
+	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/content"
 	"github.com/berthd/berth/snapshots"
 )
@@ -185,6 +186,10 @@ func TestFilterVectors(t *testing.T) {
 			rows, err := w.Containers(s).List(bg, f)
 			return keys(rows, (*containers.Container).GetId), err
 		},
+		"sandboxes": func(f string) ([]string, error) {
+			rows, err := w.Sandboxes(s).List(bg, f)
+			return keys(rows, (*types.Sandbox).GetSandboxId), err
+		},
 		"leases": func(f string) ([]string, error) {
 			rows, err := w.Leases(s).List(bg, f)
 			return keys(rows, (*leases.Lease).GetId), err
@@ -211,9 +216,6 @@ func TestFilterVectors(t *testing.T) {
 		},
 	}
 	for kind, questions := range v.Kinds {
-		if kind == "sandboxes" {
-			continue // not stored yet
-		}
 		if ask[kind] == nil || len(questions) == 0 {
 			t.Errorf("no %s", kind)
 			continue
@@ -249,6 +251,9 @@ func filterWorld(w *world, s Scope) (one, two digest.Digest) {
 	c2.Snapshotter, c2.SnapshotKey = "native", "k"
 	for _, c := range []*containers.Container{c1, c2} {
 		w.must(second(w.Containers(s).Create(bg, c)))
+	}
+	for id, given := range map[string]map[string]string{"s1": {"x": "1"}, "s2": nil} {
+		w.must(second(w.Sandboxes(s).Create(bg, &types.Sandbox{SandboxId: id, Labels: given, Runtime: &types.Sandbox_Runtime{Name: "io.containerd.runc.v2"}, Sandboxer: "shim"})))
 	}
 	w.must(second(w.Leases(s).Create(bg, "l1", map[string]string{"moby/prune.images": "true"})))
 	w.must(second(w.Leases(s).Create(bg, "l2", nil)))

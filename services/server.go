@@ -28,6 +28,7 @@ import (
 	"github.com/berthd/berth/api/services/introspection/v1/introspectiongrpc"
 	"github.com/berthd/berth/api/services/leases/v1/leasesgrpc"
 	"github.com/berthd/berth/api/services/namespaces/v1/namespacesgrpc"
+	"github.com/berthd/berth/api/services/sandbox/v1/sandboxgrpc"
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
 	"github.com/berthd/berth/api/services/tasks/v1/tasksgrpc"
 	"github.com/berthd/berth/api/services/version/v1/versiongrpc"
@@ -123,6 +124,7 @@ func (s *Server) register(c Config, pidns uint64) {
 	})
 	namespacesgrpc.RegisterNamespacesServer(g, &namespaceService{db: c.DB})
 	containersgrpc.RegisterContainersServer(g, &containerService{db: c.DB, deleted: c.removeLog})
+	sandboxgrpc.RegisterStoreServer(g, &sandboxStore{db: c.DB})
 	contentgrpc.RegisterContentServer(g, &contentService{db: c.DB})
 	imagesgrpc.RegisterImagesServer(g, &imageService{db: c.DB, collect: c.Collect})
 	snapshotsgrpc.RegisterSnapshotsServer(g, &snapshotService{db: c.DB})
