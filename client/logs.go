@@ -61,10 +61,10 @@ type LogEntry struct {
 	Data []byte
 }
 
-// ReadLog gives a container's log to out. That the daemon goes away meanwhile ends
+// ReadLog gives a container's log to out, in batches that are out's to keep. That the daemon goes away meanwhile ends
 // nothing: when it is back the read goes on where it was, without loss or
 // repetition. NotFound: the container has no log.
-func (c *Client) ReadLog(ctx context.Context, container string, o ReadLogOptions, out func(LogEntry) error) error {
+func (c *Client) ReadLog(ctx context.Context, container string, o ReadLogOptions, out func([]LogEntry) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream if out fails
 	request := &logs.ReadRequest{ContainerId: container, Tail: o.Tail, Follow: o.Follow, Entries: true}
@@ -104,7 +104,7 @@ func (c *Client) ReadLog(ctx context.Context, container string, o ReadLogOptions
 
 // readLog reads until the end or the loss of the daemon. It notes in the request
 // where to go on.
-func (c *Client) readLog(ctx context.Context, request *logs.ReadRequest, o ReadLogOptions, out func(LogEntry) error) error {
+func (c *Client) readLog(ctx context.Context, request *logs.ReadRequest, o ReadLogOptions, out func([]LogEntry) error) error {
 	var options []grpc.CallOption
 	if request.Position != "" {
 		options = append(options, grpc.WaitForReady(true))
@@ -124,12 +124,16 @@ func (c *Client) readLog(ctx context.Context, request *logs.ReadRequest, o ReadL
 		if part.GetLost() && o.Lost != nil {
 			o.Lost()
 		}
+		var batch []LogEntry
 		for _, e := range part.GetEntries() {
 			entry := LogEntry{Stderr: e.GetStderr(), Data: e.GetData()}
 			if e.GetTime() != 0 {
 				entry.Time = time.Unix(0, e.GetTime())
 			}
-			if err := out(entry); err != nil {
+			batch = append(batch, entry)
+		}
+		if len(batch) > 0 {
+			if err := out(batch); err != nil {
 				return &outputError{err}
 			}
 		}

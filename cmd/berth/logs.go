@@ -81,13 +81,8 @@ func (a *app) logs(ctx context.Context, c *client.Client, ref string, o client.R
 	o.Lost = func() {
 		fmt.Fprintln(a.err, "berth: something is missing here: the log has been rotated away before it was read")
 	}
-	out, errs := &logWriter{to: a.out, stamps: timestamps}, &logWriter{to: a.err, stamps: timestamps}
-	err = c.ReadLog(ctx, container.ID(), o, func(e client.LogEntry) error {
-		if e.Stderr {
-			return errs.write(e)
-		}
-		return out.write(e)
-	})
+	w := &logWriter{stamps: timestamps, to: [2]io.Writer{a.out, a.err}}
+	err = c.ReadLog(ctx, container.ID(), o, w.write)
 	if errdefs.IsNotFound(err) {
 		return hint(err, "only what runs with -d has a log; the output of `berth run` without it goes where it was run")
 	}
@@ -97,20 +92,33 @@ func (a *app) logs(ctx context.Context, c *client.Client, ref string, o client.R
 // logTime is how times stand before lines: as long as each other.
 const logTime = "2006-01-02T15:04:05.000000000Z07:00"
 
-// logWriter prints one stream of a log.
+// logWriter prints a log. Consecutive entries of one stream are written at once.
 type logWriter struct {
-	to     io.Writer
+	to     [2]io.Writer // standard output and standard error
 	stamps bool
-	within bool // a line has begun
+	within [2]bool // a line has begun there
+	buffer []byte
 }
 
-func (w *logWriter) write(e client.LogEntry) error {
-	if w.stamps && !w.within && !e.Time.IsZero() {
-		if _, err := io.WriteString(w.to, e.Time.UTC().Format(logTime)+" "); err != nil {
+func (w *logWriter) write(batch []client.LogEntry) error {
+	for i, e := range batch {
+		stream := 0
+		if e.Stderr {
+			stream = 1
+		}
+		if w.stamps && !w.within[stream] && !e.Time.IsZero() {
+			w.buffer = append(e.Time.UTC().AppendFormat(w.buffer, logTime), ' ')
+		}
+		w.within[stream] = !bytes.HasSuffix(e.Data, []byte("\n"))
+		w.buffer = append(w.buffer, e.Data...)
+		if i+1 < len(batch) && batch[i+1].Stderr == e.Stderr {
+			continue
+		}
+		_, err := w.to[stream].Write(w.buffer)
+		w.buffer = w.buffer[:0]
+		if err != nil {
 			return err
 		}
 	}
-	w.within = !bytes.HasSuffix(e.Data, []byte("\n"))
-	_, err := w.to.Write(e.Data)
-	return err
+	return nil
 }

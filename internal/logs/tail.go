@@ -5,6 +5,9 @@ import (
 	"io"
 )
 
+// tailChunk is how much is looked at once, in bytes.
+const tailChunk = 64 << 10
+
 // tail finds where the last lines of a log begin: in which of its files and where
 // in that. A last line without its newline counts as one.
 func tail(all []segment, lines int64, plain bool) (index int, offset int64, err error) {
@@ -24,11 +27,11 @@ func tail(all []segment, lines int64, plain bool) (index int, offset int64, err 
 				return 0, 0, err
 			}
 		}
-		stop, err := starts(all[i], func(at int64) (bool, error) {
+		stop, err := starts(all[i], func(at int64, head []byte) bool {
 			if at == 0 && torn {
-				return false, nil // it begins in the file before
+				return false // it begins in the file before
 			}
-			return count.line(all[i], i, at)
+			return count.line(i, at, head)
 		})
 		if err != nil {
 			return 0, 0, err
@@ -64,19 +67,14 @@ type lineCount struct {
 
 // line takes the line that starts at a place into account, and tells whether there
 // are enough.
-func (c *lineCount) line(f segment, index int, at int64) (enough bool, err error) {
+func (c *lineCount) line(index int, at int64, head []byte) (enough bool) {
 	if c.plain {
 		c.index, c.offset = index, at
 		c.seen++
-		return c.seen == c.want, nil
-	}
-	head := make([]byte, headMax)
-	n, err := f.ReadAt(head, at)
-	if err != nil && err != io.EOF {
-		return false, err
+		return c.seen == c.want
 	}
 	// An entry is the end of a line unless the stream goes on with it.
-	_, stderr, partial, _ := parseHead(head[:n])
+	_, stderr, partial, _ := parseHead(head)
 	stream := 0
 	if stderr {
 		stream = 1
@@ -86,40 +84,42 @@ func (c *lineCount) line(f segment, index int, at int64) (enough bool, err error
 	}
 	c.ended[stream] = true
 	if c.seen > c.want {
-		return true, nil
+		return true
 	}
 	c.index, c.offset = index, at
-	return false, nil
+	return false
 }
 
-// starts calls do with where each line of a file starts, the last first, until it
-// says stop.
-func starts(f segment, do func(at int64) (stop bool, err error)) (stopped bool, err error) {
+// starts calls do with where each line of a file starts, the last first, and with at
+// least headMax bytes from there, if there are as many; until it says stop.
+func starts(f segment, do func(at int64, head []byte) (stop bool)) (stopped bool, err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return false, err
 	}
 	end := info.Size()
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, tailChunk+headMax)
 	for pos := end; pos > 0; {
-		n := min(int64(len(buf)), pos)
+		n := min(tailChunk, pos)
 		pos -= n
-		if _, err := f.ReadAt(buf[:n], pos); err != nil {
+		read, err := f.ReadAt(buf[:min(n+headMax, end-pos)], pos)
+		if err != nil && err != io.EOF {
 			return false, err
 		}
-		part := buf[:n]
+		all := buf[:read]
+		part := all[:min(int(n), read)]
 		if pos+n == end { // the newline that ends the last line starts no other
 			part = bytes.TrimSuffix(part, []byte("\n"))
 		}
 		for i := bytes.LastIndexByte(part, '\n'); i >= 0; i = bytes.LastIndexByte(part, '\n') {
-			if stop, err := do(pos + int64(i) + 1); stop || err != nil {
-				return stop, err
+			if do(pos+int64(i)+1, all[i+1:]) {
+				return true, nil
 			}
 			part = part[:i]
 		}
+		if pos == 0 {
+			return do(0, all), nil
+		}
 	}
-	if end == 0 {
-		return false, nil
-	}
-	return do(0)
+	return false, nil
 }
