@@ -176,7 +176,10 @@ func (t *Tasks) runForeign(ctx context.Context, k *task, limit time.Duration, in
 	if command[len(command)-1] == "start" {
 		cmd.Stderr = out // read together, as one answer
 	}
-	err := cmd.Run()
+	err := sys.StartPlain(cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("%s did not end within %s: %w%s", what, limit, ctx.Err(), quoted(out, errOut))

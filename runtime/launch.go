@@ -68,11 +68,15 @@ func (t *Tasks) launch(k *task, socket *os.File) (*child, error) {
 	if k.view().intent.Group != "" {
 		args = append(args, "-pod")
 	}
-	p, err := os.StartProcess(t.cfg.Shim, args, &os.ProcAttr{
-		Dir:   k.dir,
-		Env:   t.shimEnv(k.ns),
-		Files: []*os.File{t.null, logFile, logFile, socket},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+	var p *os.Process
+	err = sys.StartSmall(func() (err error) {
+		p, err = os.StartProcess(t.cfg.Shim, args, &os.ProcAttr{
+			Dir:   k.dir,
+			Env:   t.shimEnv(k.ns),
+			Files: []*os.File{t.null, logFile, logFile, socket},
+			Sys:   &syscall.SysProcAttr{Setsid: true},
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start shim: %w", err)
@@ -137,7 +141,7 @@ func (t *Tasks) shimEnv(ns string) []string {
 		key, _, _ := strings.Cut(e, "=")
 		switch key {
 		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
-			"GOMAXPROCS", "GODEBUG", "GOGC", "GOMEMLIMIT", "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "BERTH_OCI_ROOT":
+			"GOMAXPROCS", "GOGC", "GOMEMLIMIT", "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "BERTH_OCI_ROOT":
 			continue
 		}
 		env = append(env, e)
@@ -147,9 +151,6 @@ func (t *Tasks) shimEnv(ns string) []string {
 		"GRPC_ADDRESS="+t.cfg.Address,
 		"NAMESPACE="+ns,
 		"GOMAXPROCS=1", // a second one costs each shim 300 KiB for caches of the allocator
-		// Debian's kernels give every program huge pages: 2 MiB each for a heap of
-		// a few hundred KiB.
-		"GODEBUG=disablethp=1",
 		"BERTH_OCI_ROOT="+filepath.Join(t.cfg.State, ociDir),
 	)
 }

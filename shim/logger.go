@@ -153,7 +153,11 @@ func (s *Shim) spawn(argv, env []string, files [3]*os.File) (*sys.Process, error
 	}
 	s.spawning.RLock()
 	defer s.spawning.RUnlock()
-	pid, err := syscall.ForkExec(argv[0], argv, attr)
+	var pid int
+	err = sys.StartPlain(func() (err error) {
+		pid, err = syscall.ForkExec(argv[0], argv, attr)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -222,11 +222,11 @@ func (f *fixture) start() {
 	}
 	f.cmd = exec.Command(binary, "serve", "-namespace", namespace, "-id", f.id, "-bundle", f.bundle, "-debug")
 	f.cmd.Dir = f.bundle
-	f.cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+f.d.path, "GOMAXPROCS=1", "GODEBUG=disablethp=1", "BERTH_OCI_ROOT="+f.ociRoot)
+	f.cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+f.d.path, "GOMAXPROCS=1", "BERTH_OCI_ROOT="+f.ociRoot)
 	f.cmd.ExtraFiles = []*os.File{socket}
 	f.cmd.Stdout, f.cmd.Stderr = log, log
 	f.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	if err := f.cmd.Start(); err != nil {
+	if err := sys.StartSmall(f.cmd.Start); err != nil {
 		f.t.Fatal(err)
 	}
 	for _, c := range []io.Closer{socket, log, l} {

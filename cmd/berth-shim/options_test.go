@@ -89,3 +89,35 @@ func TestSystemdCgroup(t *testing.T) {
 	f.delete("")
 	f.shutdown()
 }
+
+// TestHugePages has the shim do without transparent huge pages, which would make
+// it twice as large, and the container not.
+func TestHugePages(t *testing.T) {
+	enabled := func(pid int) string {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, value, ok := strings.Cut(string(data), "\nTHP_enabled:\t")
+		if !ok {
+			t.Skip("this kernel does not tell")
+		}
+		return value[:1]
+	}
+	f := container(t, "sleep", "600")
+	pid := f.run(&task.CreateTaskRequest{})
+	f.exec("e1", &task.ExecProcessRequest{}, "sleep", "600")
+	exec := f.startTask("e1")
+	for what, c := range map[string]struct {
+		pid  int
+		want string
+	}{"shim": {f.cmd.Process.Pid, "0"}, "init": {pid, "1"}, "exec": {exec, "1"}} {
+		if got := enabled(c.pid); got != c.want {
+			t.Errorf("%s: THP_enabled is %s", what, got)
+		}
+	}
+	f.kill("", unix.SIGKILL)
+	f.wait("", 137)
+	f.delete("")
+	f.shutdown()
+}

@@ -213,9 +213,13 @@ func (a arguments) leaveServer(bundle, path string, listener *net.UnixListener) 
 	if a.debug {
 		args = append(args, "-debug")
 	}
-	p, err := os.StartProcess(self, args, &os.ProcAttr{
-		Dir: bundle, Env: serverEnv(), Files: []*os.File{null, log, log, socket},
-		Sys: &syscall.SysProcAttr{Setsid: true},
+	var p *os.Process
+	err = sys.StartSmall(func() (err error) {
+		p, err = os.StartProcess(self, args, &os.ProcAttr{
+			Dir: bundle, Env: serverEnv(), Files: []*os.File{null, log, log, socket},
+			Sys: &syscall.SysProcAttr{Setsid: true},
+		})
+		return err
 	})
 	if err != nil {
 		return err
@@ -232,12 +236,12 @@ func serverEnv() []string {
 	var env []string
 	for _, e := range os.Environ() {
 		switch key, _, _ := strings.Cut(e, "="); key {
-		case "GOMAXPROCS", "GODEBUG", "GOGC", "GOMEMLIMIT", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES":
+		case "GOMAXPROCS", "GOGC", "GOMEMLIMIT", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES":
 			continue
 		}
 		env = append(env, e)
 	}
-	return append(env, "GOMAXPROCS=1", "GODEBUG=disablethp=1")
+	return append(env, "GOMAXPROCS=1")
 }
 
 // dropSocket removes the socket that a bundle names, if nobody listens on it: a

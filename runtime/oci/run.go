@@ -140,13 +140,17 @@ func spawn(ctx context.Context, path string, argv []string, stdio Stdio) (unix.W
 		}
 		fds[i] = f.Fd()
 	}
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{
-		Env:   environment(),
-		Files: fds[:],
-		// Should the shim be killed while the runtime hangs, it must not be left
-		// behind. What the runtime itself has started by then does not inherit
-		// this: a container goes on.
-		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
+	var pid int
+	err = sys.StartPlain(func() (err error) { // a container is none of the small ones
+		pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{
+			Env:   environment(),
+			Files: fds[:],
+			// Should the shim be killed while the runtime hangs, it must not be left
+			// behind. What the runtime itself has started by then does not inherit
+			// this: a container goes on.
+			Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
+		})
+		return err
 	})
 	runtime.KeepAlive(files)
 	if err != nil {
@@ -185,7 +189,7 @@ var environment = sync.OnceValue(func() []string {
 	for _, kv := range all {
 		name, _, _ := strings.Cut(kv, "=")
 		switch name {
-		case "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "GOMAXPROCS", "GODEBUG":
+		case "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "GOMAXPROCS":
 		default:
 			env = append(env, kv)
 		}
