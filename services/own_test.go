@@ -89,6 +89,69 @@ func TestLogLivesAsLongAsItsContainer(t *testing.T) {
 	}
 }
 
+// TestLogEntries reads a log as entries, goes on behind a part of it, and finds no
+// shim for a container that does not run.
+func TestLogEntries(t *testing.T) {
+	d := start(t)
+	l := logsgrpc.NewLogsClient(d)
+	ctx := in(t, "ns")
+	p, err := l.Prepare(ctx, &logsapi.PrepareRequest{ContainerId: "c1", Input: true, MaxSize: 1 << 20, MaxFiles: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(p.GetUri())
+	if err != nil || u.RawQuery != "format=cri&input=true&max-files=3&max-size=1048576" {
+		t.Fatalf("uri %q, error %v", p.GetUri(), err)
+	}
+	write := func(text string) {
+		f, err := os.OpenFile(u.Path, os.O_WRONLY|os.O_APPEND, 0)
+		if err == nil {
+			_, err = f.WriteString(text)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(r *logsapi.ReadRequest) (entries []*logsapi.Entry, position string) {
+		r.ContainerId, r.Entries = "c1", true
+		s, err := l.Read(ctx, r)
+		if err == nil {
+			err = collectAll(s.Recv, func(r *logsapi.ReadResponse) {
+				if entries, position = append(entries, r.GetEntries()...), r.GetPosition(); len(r.GetData()) > 0 || r.GetLost() {
+					t.Errorf("data beside entries, or lost: %v", r)
+				}
+			})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return entries, position
+	}
+	write("2026-01-02T03:04:05.000000006Z stderr P hal\n2026-01-02T03:04:06Z stderr F f\n")
+	entries, position := read(&logsapi.ReadRequest{Tail: -1})
+	if len(entries) != 2 || string(entries[0].GetData()) != "hal" || string(entries[1].GetData()) != "f\n" || !entries[0].GetStderr() || entries[0].GetTime() != 1767323045000000006 {
+		t.Errorf("%v", entries)
+	}
+	write("2026-01-02T03:04:07Z stdout F more\n")
+	if entries, _ := read(&logsapi.ReadRequest{Position: position, Follow: true}); len(entries) != 1 || string(entries[0].GetData()) != "more\n" || entries[0].GetStderr() {
+		t.Errorf("%v", entries)
+	}
+	if entries, _ := read(&logsapi.ReadRequest{Tail: -1, Since: entries[1].GetTime(), Until: entries[1].GetTime()}); len(entries) != 1 {
+		t.Errorf("%v", entries)
+	}
+	s, err := l.Read(ctx, &logsapi.ReadRequest{ContainerId: "c1", Position: "nonsense"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a position that was never given: %v", err)
+	}
+	if _, err := l.Locate(ctx, &logsapi.LocateRequest{ContainerId: "c1"}); status.Code(err) != codes.NotFound {
+		t.Errorf("the shim of what does not run: %v", err)
+	}
+}
+
 // Create and delete of a lease with sync is how clients say "collect now".
 func TestSyncCollects(t *testing.T) {
 	d := start(t)
