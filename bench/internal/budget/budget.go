@@ -1,5 +1,6 @@
 // Package budget holds a report to golden numbers: what a daemon may take at
-// most, by the median of a metric, or by its ratio to the limit or to the other daemon.
+// most or give at least, by the median of a metric, or by its ratio to the limit
+// or to the other daemon.
 package budget
 
 import (
@@ -20,11 +21,12 @@ type Budget struct {
 	Name     string  `toml:"name"`     // for people
 	Scenario string  `toml:"scenario"` // where it is measured
 	Metric   string  `toml:"metric"`   // what is measured there
-	Max      float64 `toml:"max"`      // in the metric's unit
-	// TimesLimit makes Max a multiple of the limit: of the sum of its medians of
+	Max      float64 `toml:"max"`      // in the metric's unit; 0 is none
+	Min      float64 `toml:"min"`      // at least so much, instead of Max
+	// TimesLimit makes Max or Min a multiple of the limit: of the sum of its medians of
 	// these metrics of the scenario.
 	TimesLimit []string `toml:"times_limit"`
-	// TimesOther makes Max a multiple of the other daemon's median of the same
+	// TimesOther makes Max or Min a multiple of the other daemon's median of the same
 	// metric, where there is another.
 	TimesOther bool `toml:"times_other"`
 }
@@ -42,8 +44,8 @@ func Load(path string) ([]Budget, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	for i, b := range file.Budgets {
-		if b.Name == "" || b.Scenario == "" || b.Metric == "" || b.Max <= 0 {
-			return nil, fmt.Errorf("%s: budget %d %q: name, scenario, metric and max are required", path, i+1, b.Name)
+		if b.Name == "" || b.Scenario == "" || b.Metric == "" || b.Max < 0 || b.Min < 0 || (b.Max > 0) == (b.Min > 0) {
+			return nil, fmt.Errorf("%s: budget %d %q: name, scenario, metric and either max or min are required", path, i+1, b.Name)
 		}
 	}
 	if len(file.Budgets) == 0 {
@@ -78,6 +80,9 @@ func (b Budget) check(rep *report.Report, label string) (verdict, detail string)
 		return notRun, "scenario " + b.Scenario
 	}
 	m := s.Metric(b.Metric)
+	if s.NotServed(label, b.Metric) {
+		return notRun, "this daemon does not serve it"
+	}
 	if m == nil || m.Series[label] == nil {
 		return failed, fmt.Sprintf("no figure %q in %s (%s)", b.Metric, b.Scenario, s.Status[label])
 	}
@@ -100,6 +105,12 @@ func (b Budget) check(rep *report.Report, label string) (verdict, detail string)
 		unit = "times the other daemon's"
 	}
 	verdict = passed
+	if b.Min > 0 {
+		if value < b.Min {
+			verdict = failed
+		}
+		return verdict, fmt.Sprintf("%s %s, at least %s", number(value), unit, number(b.Min))
+	}
 	if value > b.Max {
 		verdict = failed
 	}

@@ -27,6 +27,10 @@ type Daemon struct {
 	// OCIRuntime is the OCI runtime that the limit drives directly; it should
 	// be the one the daemon uses.
 	OCIRuntime string `toml:"oci_runtime"`
+	// Logs are the URIs that have the shim write a container's output into the file
+	// {log}: as it is ("raw"), and with a time before each line ("lines"). One
+	// that is missing is not served.
+	Logs map[string]string `toml:"logs"`
 	// Binaries are the files whose sizes the static scenario adds up.
 	Binaries []string `toml:"binaries"`
 }

@@ -4,7 +4,9 @@ package report
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,6 +66,8 @@ type Scenario struct {
 	Metrics []*Metric         `json:"metrics"`
 	Notes   []string          `json:"notes,omitempty"`
 	Load    float64           `json:"load1_at_start"`
+	// Unserved holds, by series, the metrics of what the daemon does not serve.
+	Unserved map[string][]string `json:"unserved,omitempty"`
 }
 
 // Metric is one measured quantity, with one series per target.
@@ -115,6 +119,28 @@ func (s *Scenario) Metric(name string) *Metric {
 		}
 	}
 	return nil
+}
+
+// SetNotServed notes that the daemon of a series does not serve what a metric is
+// about.
+func (s *Scenario) SetNotServed(series, metric string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slices.Contains(s.Unserved[series], metric) {
+		return
+	}
+	if s.Unserved == nil {
+		s.Unserved = map[string][]string{}
+	}
+	s.Unserved[series] = append(s.Unserved[series], metric)
+	s.Notes = append(s.Notes, fmt.Sprintf("%s: %s: not served", series, metric))
+}
+
+// NotServed tells what SetNotServed has noted.
+func (s *Scenario) NotServed(series, metric string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.Unserved[series], metric)
 }
 
 // Add records one sample of a metric for a series ("A", "B" or Limit).

@@ -21,6 +21,8 @@ type Params struct {
 	ParallelPerWorker  int
 	ExecRounds         int
 	ExecPerRound       int
+	ManyExecs          int
+	PodRounds          int
 	Density            int
 	ShimRounds         int
 	FlushLives         int
@@ -52,8 +54,8 @@ func DefaultParams() *Params {
 	return &Params{
 		Timeout: 5 * time.Minute, StartTimeout: time.Minute,
 		StaticStarts: 7, LifecycleRounds: 6, LifecyclePerRound: 10,
-		ParallelRounds: 5, ParallelPerWorker: 4, ExecRounds: 6, ExecPerRound: 15,
-		Density: 50, ShimRounds: 5, FlushLives: 10, RestartRounds: 3, RestartRunning: 50, RestartExited: 20,
+		ParallelRounds: 5, ParallelPerWorker: 4, ExecRounds: 6, ExecPerRound: 15, ManyExecs: 2000, PodRounds: 3,
+		Density: 50, ShimRounds: 5, FlushLives: 10, RestartRounds: 2, RestartRunning: 200, RestartExited: 200,
 		Large:        ociimage.LargeSpec{Layers: 10, SmallFiles: 20000, BigFiles: 8, BigBytes: 16 << 20},
 		ImportRounds: 5, PullRounds: 3,
 		ContentRounds: 5, ContentBytes: 512 << 20,
@@ -70,7 +72,7 @@ func QuickParams() *Params {
 	return &Params{
 		Quick: true, Timeout: 90 * time.Second, StartTimeout: 20 * time.Second,
 		StaticStarts: 3, LifecycleRounds: 3, LifecyclePerRound: 4,
-		ParallelRounds: 1, ParallelPerWorker: 2, ExecRounds: 3, ExecPerRound: 5,
+		ParallelRounds: 1, ParallelPerWorker: 2, ExecRounds: 3, ExecPerRound: 5, ManyExecs: 50, PodRounds: 1,
 		Density: 10, ShimRounds: 2, FlushLives: 2, RestartRounds: 1, RestartRunning: 5, RestartExited: 5,
 		Large:        ociimage.LargeSpec{Layers: 5, SmallFiles: 2000, BigFiles: 2, BigBytes: 8 << 20},
 		ImportRounds: 1, PullRounds: 1,

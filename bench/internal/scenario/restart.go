@@ -82,6 +82,10 @@ func (r *Run) comeBack(ctx context.Context, name string, running []*box) error {
 		return err
 	}
 	r.addMs(name+" to all tasks RUNNING", time.Since(r.D.StartedAt()))
+	if err := r.untilAllAnswer(ctx, running); err != nil {
+		return err
+	}
+	r.addMs(name+" to an answer from each task's shim", time.Since(r.D.StartedAt()))
 	if err := r.reload(ctx, running[:1]); err != nil {
 		return err
 	}
@@ -94,14 +98,21 @@ func (r *Run) comeBack(ctx context.Context, name string, running []*box) error {
 
 // startDoomed starts the containers that are to exit without the daemon.
 func (r *Run) startDoomed(ctx context.Context) ([]doomed, error) {
-	var gone []doomed
-	for i := range r.P.RestartExited {
-		code := uint32(40 + i)
-		b, err := r.start(ctx, r.id("doomed"), cio.NullIO, "onterm", fmt.Sprint(code))
-		if err != nil {
-			return nil, err
+	gone := make([]doomed, r.P.RestartExited)
+	ids := make([]string, len(gone))
+	for i := range ids {
+		ids[i] = r.id("doomed")
+	}
+	err := parallel(4, len(gone), func(i int) error {
+		code := uint32(40 + i%200)
+		b, err := r.start(ctx, ids[i], cio.NullIO, "onterm", fmt.Sprint(code))
+		if err == nil {
+			gone[i] = doomed{b.id, int(b.task.Pid()), code}
 		}
-		gone = append(gone, doomed{b.id, int(b.task.Pid()), code})
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	// The payload needs a moment to install its signal handler.
 	time.Sleep(300 * time.Millisecond)
@@ -156,6 +167,24 @@ func (r *Run) untilAllRunning(ctx context.Context, boxes []*box) error {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
+}
+
+// untilAllAnswer asks for the processes of each task, which only its shim knows.
+func (r *Run) untilAllAnswer(ctx context.Context, boxes []*box) error {
+	svc := r.D.Client.TaskService()
+	return parallel(16, len(boxes), func(i int) error {
+		for {
+			_, err := svc.ListPids(ctx, &tasks.ListPidsRequest{ContainerID: boxes[i].id})
+			if err == nil {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("the shim of %s does not answer after the restart: %w", boxes[i].id, err)
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	})
 }
 
 // reload attaches to the containers of before the restart.

@@ -102,6 +102,8 @@ func All() []*Scenario {
 		parallelScenario(),
 		execScenario(),
 		shimScenario(),
+		podScenario(),
+		manyExecsScenario(),
 		flushesScenario(),
 		densityScenario(),
 		restartScenario(),

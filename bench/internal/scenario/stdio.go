@@ -2,13 +2,17 @@ package scenario
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/berthd/berth/bench/internal/procfs"
 	"github.com/berthd/berth/bench/internal/report"
 
 	"github.com/containerd/containerd/v2/pkg/cio"
@@ -19,12 +23,17 @@ const shortOutput = 64 << 10
 func stdioScenario() *Scenario {
 	return &Scenario{
 		Name:   "stdio",
-		Title:  "Container output through the client's fifo: throughput of one large stream, and completeness of many short ones; the limit reads the OCI runtime's pipe",
+		Title:  "Container output through the client's fifo and into a log that the shim writes: throughput of one large stream and the shim's memory meanwhile, and completeness of many short ones; the limit reads the OCI runtime's pipe",
 		Rounds: func(p *Params) int { return p.StdioRounds },
 		Setup:  setupPayload,
 		Round: func(ctx context.Context, r *Run, round int) error {
 			if err := r.stdioLarge(ctx); err != nil {
 				return err
+			}
+			for _, form := range []string{"raw", "lines"} {
+				if err := r.stdioLog(ctx, form); err != nil {
+					return fmt.Errorf("log, %s: %w", form, err)
+				}
 			}
 			if round > 0 {
 				return nil
@@ -58,7 +67,10 @@ func (r *Run) printed(ctx context.Context, id string, size int64) (got int64, to
 		return 0, 0, err
 	}
 	begin := time.Now()
-	if err := b.waitExit(ctx, 0); err != nil {
+	done := r.watchShims(b, size)
+	err = b.waitExit(ctx, 0)
+	done()
+	if err != nil {
 		return 0, 0, err
 	}
 	drained := make(chan struct{})
@@ -86,6 +98,75 @@ func (r *Run) stdioLarge(ctx context.Context) error {
 	}
 	r.addMBs("one large stream", got, took)
 	return nil
+}
+
+// watchShims looks at the memory of the shims while a large stream is passed on,
+// until done is called.
+func (r *Run) watchShims(b *box, size int64) (done func()) {
+	if size <= shortOutput {
+		return func() {}
+	}
+	helpers := r.D.Helpers(map[int]bool{int(b.task.Pid()): true})
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	var most int64
+	go func() {
+		defer close(stopped)
+		for {
+			var sum procfs.Memory
+			for _, pid := range helpers {
+				if m, err := procfs.ReadMemory(pid); err == nil {
+					sum = sum.Add(m)
+				}
+			}
+			most = max(most, sum.Anon)
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	return func() {
+		close(stop)
+		<-stopped
+		r.add("shim anon at most meanwhile", "KiB", report.Lower, float64(most))
+	}
+}
+
+// stdioLog has the shim write one large stream into a file.
+func (r *Run) stdioLog(ctx context.Context, form string) error {
+	metric := "one large stream into a log, " + form
+	uri := r.D.Config.Logs[form]
+	if uri == "" {
+		r.S.SetNotServed(r.Label, metric)
+		return nil
+	}
+	path := filepath.Join(r.D.Dir, r.id("log"))
+	u, err := url.Parse(strings.ReplaceAll(uri, "{log}", path))
+	if err != nil {
+		return err
+	}
+	size := r.P.StdioBytes
+	b, err := r.start(ctx, r.id("logged"), cio.LogURI(u), "print", fmt.Sprint(size))
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	done := r.watchShims(b, size)
+	err = b.waitExit(ctx, 0)
+	done()
+	if err != nil {
+		return err
+	}
+	r.addMBs(metric, size, time.Since(begin))
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Size() < size || form == "raw" && info.Size() != size {
+		r.note("WRONG %s: the file has %d bytes of %d", metric, info.Size(), size)
+	}
+	return errors.Join(b.remove(ctx), os.Remove(path))
 }
 
 func (r *Run) stdioShort(ctx context.Context) error {
