@@ -237,7 +237,7 @@ func TestAttachRefused(t *testing.T) {
 	}
 	b.end()
 
-	b = newBench(t, "exit 0")
+	b = newBench(t, "exec sleep 1000")
 	b.logged("")
 	if answer, err := b.Attach(b.ctx(), &api.AttachRequest{Id: "c", Input: true}); err != nil || answer.Input {
 		t.Errorf("%v, %v: there is no input", answer, err)
@@ -246,6 +246,9 @@ func TestAttachRefused(t *testing.T) {
 	}
 	if _, err := b.ReopenLog(b.ctx(), &api.ReopenLogRequest{Id: "c"}); err != nil {
 		t.Error(err)
+	}
+	if err := b.kill(unix.SIGKILL); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := b.wait(""); err != nil {
 		t.Fatal(err)
