@@ -224,6 +224,11 @@ func parseFlags() (*flags, error) {
 		flag.Usage()
 		return nil, errors.New("-a is required, and there are no arguments")
 	}
+	var err error
+	if f.payload, err = filepath.Abs(f.payload); err != nil {
+		return nil, err
+	}
+	f.vars["payload"] = f.payload
 	f.params = scenario.DefaultParams()
 	if f.quick {
 		f.params = scenario.QuickParams()
@@ -234,7 +239,6 @@ func parseFlags() (*flags, error) {
 	if restart > 0 {
 		f.params.RestartRunning = restart
 	}
-	var err error
 	if f.work, err = filepath.Abs(f.work); err != nil {
 		return nil, err
 	}

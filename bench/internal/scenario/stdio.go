@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/berthd/berth/bench/internal/config"
 	"github.com/berthd/berth/bench/internal/procfs"
 	"github.com/berthd/berth/bench/internal/report"
 
@@ -142,7 +143,7 @@ func (r *Run) stdioLog(ctx context.Context, form string) error {
 		return nil
 	}
 	path := filepath.Join(r.D.Dir, r.id("log"))
-	u, err := url.Parse(strings.ReplaceAll(uri, "{log}", path))
+	u, err := url.Parse(strings.ReplaceAll(config.Expand(uri, r.Vars), "{log}", path))
 	if err != nil {
 		return err
 	}
