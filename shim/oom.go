@@ -125,20 +125,41 @@ func (w *oomWatch) remove(c *container) {
 }
 
 // run looks at every container when the alarm goes off. Which one it was for
-// matters little: a look is one read of a small file.
+// matters little: a look is one read of a small file. It goes on looking while a
+// start is under way, whose event comes first.
 func (w *oomWatch) run(alarm *cgroup.Alarm, done <-chan struct{}) {
 	for alarm.Wait() == nil {
-		for _, pause := range oomLooks {
+		for look, busy := 0, false; look < len(oomLooks) || busy; look++ {
 			select {
 			case <-done:
 				return
-			case <-time.After(pause):
+			case <-time.After(oomLooks[min(look, len(oomLooks)-1)]):
 			}
+			busy = false
 			for _, c := range w.list() {
-				c.countOOM()
+				if c.starts() {
+					busy = true
+				} else {
+					c.countOOM()
+				}
 			}
 		}
 	}
+}
+
+// starts tells whether a process of the container is being started.
+func (c *container) starts() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.init == nil || c.init.starting != nil {
+		return true
+	}
+	for _, p := range c.execs {
+		if p.starting != nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *oomWatch) list() []*container {

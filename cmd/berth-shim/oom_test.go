@@ -119,3 +119,47 @@ func TestOOMOfOther(t *testing.T) {
 	}
 	f.shutdown()
 }
+
+// TestOOMOfTwo has one shim with two containers, of which each in turn runs out of
+// memory. The one that is deleted takes nothing from the other.
+func TestOOMOfTwo(t *testing.T) {
+	f := limited(t, "sh", "-c", hog+"; exec sleep 600")
+	f.run(&task.CreateTaskRequest{})
+	f.d.take("/tasks/create "+f.id, "/tasks/start "+f.id, "/tasks/oom "+f.id)
+
+	second := *f
+	second.id, second.bundle = f.id+"b", filepath.Join(shortDir(t), "b")
+	config, err := os.ReadFile(filepath.Join(f.bundle, record.ConfigFile))
+	if err == nil {
+		err = os.MkdirAll(filepath.Join(second.bundle, record.RootfsDir), 0o711)
+	}
+	if err == nil {
+		config = []byte(strings.ReplaceAll(string(config), f.id, second.id))
+		err = os.WriteFile(filepath.Join(second.bundle, record.ConfigFile), config, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.run(&task.CreateTaskRequest{})
+	f.d.take("/tasks/create "+second.id, "/tasks/start "+second.id, "/tasks/oom "+second.id)
+
+	f.kill("", unix.SIGKILL)
+	f.wait("", 137)
+	f.delete("")
+	f.d.take(exitEvent(f.id, 137), deleteEvent(f.id, 137))
+	second.exec("e1", &task.ExecProcessRequest{}, "sh", "-c", hog+"; sleep 0.01; exit 3")
+	second.startTask("e1")
+	second.wait("e1", 3)
+	f.d.take("/tasks/exec-added e1", "/tasks/exec-started e1", "/tasks/oom "+second.id, exitEvent("e1", 3))
+	second.kill("", unix.SIGKILL)
+	second.wait("", 137)
+	if exit := second.exitRecord(""); exit.OOMKills != 2 {
+		t.Errorf("record %+v", exit)
+	}
+	second.delete("")
+	second.checkClean()
+	if watched := f.watched(); len(watched) > 0 {
+		t.Errorf("left open: %v", watched)
+	}
+	f.shutdown()
+}
