@@ -16,8 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Server serves the task API of one shim on a unix socket, to peers of its own
-// user and group.
+// Server serves the task API and that of sandboxes of one shim on a unix socket,
+// to peers of its own user and group.
 type Server struct {
 	shim  *Shim
 	ttrpc *ttrpc.Server
@@ -46,6 +46,7 @@ func NewServer(s *Shim) (*Server, error) {
 	for _, name := range serviceNames {
 		server.ttrpc.RegisterService(name, &ttrpc.ServiceDesc{Methods: methods})
 	}
+	server.ttrpc.RegisterService(sandboxService, &ttrpc.ServiceDesc{Methods: s.sandboxMethods()})
 	server.ttrpc.RegisterService("berth.shim.v1.Streams", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
 		"Attach":    method(s, "Attach", s.Attach),
 		"ReopenLog": method(s, "ReopenLog", s.ReopenLog),
@@ -126,6 +127,21 @@ func (s *Shim) methods() map[string]ttrpc.Method {
 		"Stats":      method(s, "Stats", s.Stats),
 		"Update":     method(s, "Update", s.Update),
 		"Wait":       method(s, "Wait", s.Wait),
+	}
+}
+
+// sandboxMethods makes the table of the methods of a sandbox.
+func (s *Shim) sandboxMethods() map[string]ttrpc.Method {
+	return map[string]ttrpc.Method{
+		"CreateSandbox":   method(s, "CreateSandbox", s.CreateSandbox),
+		"StartSandbox":    method(s, "StartSandbox", s.StartSandbox),
+		"Platform":        method(s, "Platform", s.Platform),
+		"StopSandbox":     method(s, "StopSandbox", s.StopSandbox),
+		"WaitSandbox":     method(s, "WaitSandbox", s.WaitSandbox),
+		"SandboxStatus":   method(s, "SandboxStatus", s.SandboxStatus),
+		"PingSandbox":     method(s, "PingSandbox", s.PingSandbox),
+		"ShutdownSandbox": method(s, "ShutdownSandbox", s.ShutdownSandbox),
+		"SandboxMetrics":  method(s, "SandboxMetrics", s.SandboxMetrics),
 	}
 }
 

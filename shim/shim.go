@@ -77,12 +77,16 @@ type Shim struct {
 	spawning sync.RWMutex
 	known    pidSet
 
-	// mu guards containers and leaving. A container is in the table from the
+	// mu guards what follows, up to sandboxLane. A container is in the table from the
 	// beginning of its Create to the end of its Delete.
 	mu         sync.Mutex
 	containers map[string]*container
 	leaving    bool
+	sandbox    *sandbox // nil unless the shim was told to be one
 	sweeper    *time.Timer
+
+	// sandboxLane lets one call at a time change the sandbox.
+	sandboxLane chan struct{}
 
 	oom      oomWatch
 	watchers sync.WaitGroup
@@ -116,6 +120,8 @@ func New(config Config) *Shim {
 		trim:       newTrimmer(),
 		left:       make(chan struct{}),
 		containers: map[string]*container{},
+
+		sandboxLane: make(chan struct{}, 1),
 	}
 }
 
@@ -181,6 +187,9 @@ func (s *Shim) add(c *container) error {
 	if s.leaving {
 		return fmt.Errorf("task %q: shim is shutting down: %w", c.id, errdefs.ErrUnavailable)
 	}
+	if s.sandbox != nil && s.sandbox.closing {
+		return fmt.Errorf("task %q: its sandbox %q was stopped: %w", c.id, s.sandbox.id, errdefs.ErrFailedPrecondition)
+	}
 	if _, ok := s.containers[c.id]; ok {
 		return fmt.Errorf("task %q: %w", c.id, errdefs.ErrAlreadyExists)
 	}
@@ -199,11 +208,12 @@ func (s *Shim) remove(c *container) {
 	}
 }
 
-// leave closes left if nothing is in the table, and tells whether it did.
+// leave closes left if nothing is in the table and the shim is no sandbox, and
+// tells whether it did.
 func (s *Shim) leave() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) > 0 {
+	if len(s.containers) > 0 || s.sandbox != nil {
 		return false
 	}
 	if !s.leaving {
