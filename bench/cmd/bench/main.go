@@ -205,7 +205,7 @@ func (v setVars) Set(s string) error {
 func parseFlags() (*flags, error) {
 	f := &flags{vars: map[string]string{"runc": "runc", "berthd": "berthd", "shim": "berth-shim"}}
 	var names, budgets string
-	var density, restart int
+	var density, restart, execs int
 	flag.StringVar(&f.a, "a", "", "description of daemon A")
 	flag.StringVar(&f.b, "b", "", "description of daemon B (may be left out)")
 	flag.StringVar(&f.work, "work", os.TempDir(), "directory for roots, states and images; short, on the file system to measure")
@@ -218,6 +218,7 @@ func parseFlags() (*flags, error) {
 	flag.StringVar(&names, "scenarios", "all", "comma-separated scenarios")
 	flag.IntVar(&density, "density", 0, "running containers in the density scenario")
 	flag.IntVar(&restart, "restart-running", 0, "running containers in the restart scenario")
+	flag.IntVar(&execs, "execs", 0, "execs in the many-execs scenario")
 	flag.Var(setVars(f.vars), "set", "name=value for {name} in the descriptions; may be repeated")
 	flag.Parse()
 	if flag.NArg() > 0 || f.a == "" {
@@ -238,6 +239,9 @@ func parseFlags() (*flags, error) {
 	}
 	if restart > 0 {
 		f.params.RestartRunning = restart
+	}
+	if execs > 0 {
+		f.params.ManyExecs = execs
 	}
 	if f.work, err = filepath.Abs(f.work); err != nil {
 		return nil, err

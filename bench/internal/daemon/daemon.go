@@ -83,7 +83,19 @@ func (d *Daemon) writeDirs(configPath string) error {
 			return err
 		}
 	}
+	if err := MountState(filepath.Join(d.Dir, "state")); err != nil {
+		return err
+	}
 	return os.WriteFile(configPath, []byte(d.Config.ConfigTemplate), 0o644)
+}
+
+// MountState puts a directory in memory, as the state of a daemon is by default:
+// /run is a tmpfs on nearly every machine.
+func MountState(dir string) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0711"); err != nil {
+		return fmt.Errorf("tmpfs at %s: %w", dir, err)
+	}
+	return nil
 }
 
 func (d *Daemon) startLauncher() error {
@@ -284,5 +296,5 @@ func (d *Daemon) Wipe() error {
 			return err
 		}
 	}
-	return nil
+	return MountState(filepath.Join(d.Dir, "state"))
 }

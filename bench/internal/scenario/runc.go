@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/berthd/berth/bench/internal/daemon"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -18,14 +20,21 @@ import (
 // subreaper: the container's init process becomes its child.
 type direct struct {
 	r    *Run
-	root string
-	base string
+	root string // the runtime's state
+	base string // bundles, in memory as those of the daemons
+	data string // what containers write
 }
 
 func newDirect(r *Run) (*direct, error) {
 	base := filepath.Join(r.WorkDir, "limit")
-	d := &direct{r: r, root: filepath.Join(base, "oci"), base: base}
-	return d, os.MkdirAll(base, 0o755)
+	state := filepath.Join(base, "state")
+	d := &direct{r: r, root: filepath.Join(state, "oci"), base: state, data: filepath.Join(base, "data")}
+	for _, dir := range []string{d.base, d.data} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return d, daemon.MountState(state)
 }
 
 // bundle is one container of the limit.
@@ -38,12 +47,13 @@ type bundle struct {
 // snapshotter's.
 func (d *direct) mountRootfs(id string) (*bundle, error) {
 	b := &bundle{id: id, dir: filepath.Join(d.base, id)}
-	for _, sub := range []string{"rootfs", "upper", "work"} {
-		if err := os.MkdirAll(filepath.Join(b.dir, sub), 0o755); err != nil {
+	data := filepath.Join(d.data, id)
+	for _, dir := range []string{filepath.Join(b.dir, "rootfs"), filepath.Join(data, "upper"), filepath.Join(data, "work")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
 		}
 	}
-	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", d.r.Rootfs, b.dir, b.dir)
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", d.r.Rootfs, data, data)
 	return b, unix.Mount("overlay", filepath.Join(b.dir, "rootfs"), "overlay", 0, opts)
 }
 
@@ -95,7 +105,7 @@ func (d *direct) removeRootfs(b *bundle) error {
 	if err := unix.Unmount(filepath.Join(b.dir, "rootfs"), 0); err != nil {
 		return err
 	}
-	return os.RemoveAll(b.dir)
+	return errors.Join(os.RemoveAll(b.dir), os.RemoveAll(filepath.Join(d.data, b.id)))
 }
 
 // run calls the runtime. Its stderr goes to a file because a pipe would be
