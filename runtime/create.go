@@ -134,6 +134,11 @@ func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn,
 			return nil, c, err
 		}
 	}
+	return t.startOwn(ctx, k, p.cgroup)
+}
+
+// startOwn starts a shim of ours on the socket of a task, and connects to it.
+func (t *Tasks) startOwn(ctx context.Context, k *task, cgroup string) (*child, *conn, error) {
 	socket, err := listen(k.socket)
 	if err != nil {
 		return nil, nil, err
@@ -147,14 +152,14 @@ func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn,
 	k.child = shim
 	k.shim = record.Shim{
 		Version: record.Version, PID: shim.proc.PID(), StartTime: shim.proc.StartTime(), Socket: k.socket,
-		Shared: p.intent.Group != "",
+		Shared: k.intent.Group != "",
 	}
 	made := k.shim
 	k.mu.Unlock()
 	if err := record.Write("runtime.shim", k.dir, record.ShimFile, made); err != nil {
 		return shim, nil, err
 	}
-	t.place(k, made.PID, p.cgroup)
+	t.place(k, made.PID, cgroup)
 	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.Connect)
 	defer cancel()
 	c, err := t.dial(dialCtx, ownContact(k.socket), false)

@@ -271,6 +271,11 @@ func (t *Tasks) shared(k *task) bool {
 	k.mu.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for _, b := range t.boxes {
+		if _, over := b.ended(); b.task != k && b.at.Address == address && !over {
+			return true
+		}
+	}
 	for _, other := range t.tasks {
 		if other == k {
 			continue

@@ -285,10 +285,12 @@ func (m *machine) start() *daemon {
 		_ = server.Close()
 		cancel()
 		wg.Wait()
-		for _, k := range table.list("") {
-			if k.child != nil {
-				m.shims = append(m.shims, k.child.proc.PID())
-			}
+		all := table.list("")
+		for _, b := range table.boxes {
+			all = append(all, b.task)
+		}
+		for _, k := range all {
+			m.shims = append(m.shims, k.view().shimPID) // who started it may be gone, and the pod not
 		}
 	})
 	m.t.Cleanup(d.stop)

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -142,11 +144,15 @@ func (t *Tasks) joinShim(ctx context.Context, k *task) (*conn, error) {
 	return c, nil
 }
 
-// podShim finds the shim of a task's pod in the other tasks of it.
+// podShim finds the shim of a task's pod in the other tasks of it, and its sandbox.
 func (t *Tasks) podShim(k *task) (record.Shim, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, other := range t.tasks {
+	all := slices.Collect(maps.Values(t.tasks))
+	for _, b := range t.boxes {
+		all = append(all, b.task)
+	}
+	for _, other := range all {
 		if other == k || other.socket != k.socket {
 			continue
 		}

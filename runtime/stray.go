@@ -20,6 +20,9 @@ func (t *Tasks) findStrays() error {
 	for _, k := range t.tasks {
 		known[k.socket] = true
 	}
+	for _, b := range t.boxes {
+		known[b.socket] = true
+	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		if known[path] || e.Type() != os.ModeSocket {

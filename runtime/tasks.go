@@ -39,13 +39,15 @@ type Tasks struct {
 	adoptions chan struct{}
 
 	// mu guards what follows. No I/O is done under it.
-	mu        sync.Mutex
-	tasks     map[name]*task
-	leftovers []string // found by Open, removed by Run
-	late      []late   // found by Open, published by Run
-	strays    []*conn  // found by Open, sent away by Run
-	found     []*task  // found by Open, adopted by Run
-	closed    bool
+	mu         sync.Mutex
+	tasks      map[name]*task
+	boxes      map[name]*box // the sandboxes
+	leftovers  []string      // found by Open, removed by Run
+	late       []late        // found by Open, published by Run
+	foundBoxes []*box        // found by Open, attended to by Run
+	strays     []*conn       // found by Open, sent away by Run
+	found      []*task       // found by Open, adopted by Run
+	closed     bool
 }
 
 // maxAdoptions bounds how many shims are asked at once after a restart,
@@ -65,6 +67,7 @@ func Open(c Config) (*Tasks, error) {
 		cfg: c, bundles: bundles(filepath.Join(c.State, bundlesDir)),
 		adoptions: make(chan struct{}, maxAdoptions),
 		tasks:     map[name]*task{},
+		boxes:     map[name]*box{},
 		dog:       watchdog{round: newLane()},
 		grace:     cgroup.NewGrace(),
 	}
@@ -144,6 +147,9 @@ func (t *Tasks) load() error {
 		t.tasks[n] = k
 		t.found = append(t.found, k)
 	}
+	if err := t.loadBoxes(); err != nil {
+		return err
+	}
 	if err := t.findStrays(); err != nil {
 		return err
 	}
@@ -171,8 +177,8 @@ func (t *Tasks) discard(k *task) error {
 // until ctx ends. Then it closes t. Containers run on.
 func (t *Tasks) Run(ctx context.Context) error {
 	t.mu.Lock()
-	leftovers, strays, found, late := t.leftovers, t.strays, t.found, t.late
-	t.leftovers, t.strays, t.found, t.late = nil, nil, nil, nil
+	leftovers, strays, found, late, boxes := t.leftovers, t.strays, t.found, t.late, t.foundBoxes
+	t.leftovers, t.strays, t.found, t.late, t.foundBoxes = nil, nil, nil, nil, nil
 	if t.closed {
 		strays = nil
 	} else {
@@ -186,6 +192,9 @@ func (t *Tasks) Run(ctx context.Context) error {
 		}
 		for _, c := range strays {
 			t.wg.Go(func() { t.dismissStray(c) })
+		}
+		for _, b := range boxes {
+			t.wg.Go(func() { t.attendBox(b) })
 		}
 		for _, k := range found {
 			t.wg.Go(func() { t.supervise(k) })
@@ -221,6 +230,9 @@ func (t *Tasks) Close() error {
 	closed := t.closed
 	t.closed = true
 	all := slices.Collect(maps.Values(t.tasks))
+	for _, b := range t.boxes {
+		all = append(all, b.task)
+	}
 	strays := t.strays
 	t.strays = nil
 	t.mu.Unlock()

@@ -146,6 +146,9 @@ func (t *Tasks) ownSockets() map[string]bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known := make(map[string]bool, len(t.tasks))
+	for _, b := range t.boxes {
+		known[b.socket] = true
+	}
 	for _, k := range t.tasks {
 		known[k.socket] = true
 	}

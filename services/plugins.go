@@ -54,6 +54,7 @@ func plugins(l Layout) []*api.Plugin {
 		{Type: typePrefix + "lease.v1", Id: "manager"},
 		{Type: typePrefix + "shim.v1", Id: "manager"},
 		{Type: typePrefix + "sandbox.store.v1", Id: "local"},
+		{Type: typePrefix + "sandbox.controller.v1", Id: sandboxer},
 		{Type: typePrefix + "monitor.container.v1", Id: "restart", Capabilities: []string{restart.No, restart.Always, restart.OnFailure, restart.UnlessStopped}},
 		{Type: typePrefix + "internal.v1", Id: "opt", Exports: map[string]string{"path": l.OptPath}},
 	}
@@ -65,7 +66,7 @@ func plugins(l Layout) []*api.Plugin {
 	}
 	for _, id := range []string{
 		"containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases",
-		"namespaces", "sandboxes", "snapshots", "tasks", "version",
+		"namespaces", "sandbox-controllers", "sandboxes", "snapshots", "tasks", "version",
 	} {
 		list = append(list, &api.Plugin{Type: grpcType, Id: id})
 	}
@@ -78,9 +79,8 @@ func missingPlugins() []*api.Plugin {
 	for _, p := range []struct{ kind, id string }{
 		{typePrefix + "streaming.v1", "manager"},
 		{typePrefix + "transfer.v1", "local"},
-		{typePrefix + "sandbox.controller.v1", "shim"},
 		{typePrefix + "mount-manager.v1", "bolt"},
-		{grpcType, "mounts"}, {grpcType, "sandbox-controllers"},
+		{grpcType, "mounts"},
 		{grpcType, "streaming"}, {grpcType, "transfer"},
 	} {
 		name := p.kind + "/" + p.id

@@ -125,6 +125,7 @@ func (s *Server) register(c Config, pidns uint64) {
 	namespacesgrpc.RegisterNamespacesServer(g, &namespaceService{db: c.DB})
 	containersgrpc.RegisterContainersServer(g, &containerService{db: c.DB, deleted: c.removeLog})
 	sandboxgrpc.RegisterStoreServer(g, &sandboxStore{db: c.DB})
+	sandboxgrpc.RegisterControllerServer(g, &sandboxController{tasks: c.Tasks})
 	contentgrpc.RegisterContentServer(g, &contentService{db: c.DB})
 	imagesgrpc.RegisterImagesServer(g, &imageService{db: c.DB, collect: c.Collect})
 	snapshotsgrpc.RegisterSnapshotsServer(g, &snapshotService{db: c.DB})

@@ -11,7 +11,6 @@ import (
 var unserved = map[string]string{
 	"containerd.services.transfer.v1.Transfer":   "write the content and create the image with their own services, or import an archive with berth images import",
 	"containerd.services.streaming.v1.Streaming": "only transfers and sandboxes need streams",
-	"containerd.services.sandbox.v1.Controller":  "create the container without a sandbox",
 	"containerd.services.mounts.v1.Mounts":       "mount on the client's side",
 }
 
