@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +29,9 @@ const (
 // trimmer gives memory back some time after the last call.
 type trimmer struct {
 	timer *time.Timer
-	after int64 // anonymous memory after the last time; the timer's alone
+
+	mu    sync.Mutex // one at a time: a timer that is put off may run twice at once
+	after int64      // anonymous memory after the last time
 }
 
 func newTrimmer() *trimmer {
@@ -41,6 +44,8 @@ func newTrimmer() *trimmer {
 func (t *trimmer) later() { t.timer.Reset(trimTime) }
 
 func (t *trimmer) trim() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	held, program := resident()
 	if held > max(trimAbove, t.after+trimGrowth) {
 		debug.FreeOSMemory()
