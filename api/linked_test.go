@@ -62,4 +62,6 @@ import (
 	_ "github.com/berthd/berth/api/berth/logs/v1/logsgrpc"
 	_ "github.com/berthd/berth/api/berth/maintenance/v1"
 	_ "github.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc"
+	_ "github.com/berthd/berth/api/berth/shim/v1"
+	_ "github.com/berthd/berth/api/berth/shim/v1/shimttrpc"
 )
