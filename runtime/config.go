@@ -28,9 +28,9 @@ type Config struct {
 	// Default: the binary of this process.
 	Daemon string
 
-	// GRPC makes the client of a foreign shim that speaks gRPC. Without it such
-	// shims are refused.
-	GRPC func(dial func(context.Context) (net.Conn, error)) (TaskClient, error)
+	// GRPC makes the client of a foreign shim that speaks gRPC from a connection to
+	// it, which the client closes. Without it such shims are refused.
+	GRPC func(conn net.Conn) (TaskClient, error)
 
 	// Publish takes an event of the daemon's own: the exit and the delete of a
 	// task whose shim has died.

@@ -53,15 +53,8 @@ func (t *Tasks) dial(ctx context.Context, at contact, wait bool) (*conn, error) 
 	if err != nil {
 		return nil, err
 	}
-	if at.Protocol == protocolGRPC {
-		if t.cfg.GRPC == nil {
-			return nil, fmt.Errorf("a shim that speaks gRPC: %w", errdefs.ErrNotImplemented)
-		}
-		client, err := t.cfg.GRPC(dial)
-		if err != nil {
-			return nil, err
-		}
-		return &conn{client: client, shim: client, done: client.Done()}, nil
+	if at.Protocol == protocolGRPC && t.cfg.GRPC == nil {
+		return nil, fmt.Errorf("a shim that speaks gRPC: %w", errdefs.ErrNotImplemented)
 	}
 	var raw net.Conn
 	if wait {
@@ -71,6 +64,13 @@ func (t *Tasks) dial(ctx context.Context, at contact, wait bool) (*conn, error) 
 	}
 	if err != nil {
 		return nil, err
+	}
+	if at.Protocol == protocolGRPC {
+		client, err := t.cfg.GRPC(raw)
+		if err != nil {
+			return nil, err
+		}
+		return &conn{client: client, shim: client, done: client.Done()}, nil
 	}
 	done := make(chan struct{})
 	client := ttrpc.NewClient(guardedConn{raw},

@@ -67,7 +67,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	}
 	tasks, err := runtime.Open(runtime.Config{
 		Root: cfg.Root, State: cfg.State, Address: cfg.GRPC.Address, TTRPCAddress: cfg.TTRPCAddress(),
-		Shim: shim, Publish: st.publish, Forward: st.journal.Forward, Reap: true, Log: log,
+		Shim: shim, GRPC: newGRPCShim, Publish: st.publish, Forward: st.journal.Forward, Reap: true, Log: log,
 		Deadlines: runtime.Deadlines{
 			Create: cfg.Deadlines.Create.Duration, Start: cfg.Deadlines.Start.Duration, Delete: cfg.Deadlines.Delete.Duration,
 		},
