@@ -241,6 +241,89 @@ func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
 	return file_api_berth_shim_v1_shim_proto_rawDescGZIP(), []int{3}
 }
 
+// Request of Join.
+type JoinRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Container that is about to be created.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_api_berth_shim_v1_shim_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_shim_v1_shim_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_api_berth_shim_v1_shim_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *JoinRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// Answer of Join.
+type JoinResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinResponse) Reset() {
+	*x = JoinResponse{}
+	mi := &file_api_berth_shim_v1_shim_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinResponse) ProtoMessage() {}
+
+func (x *JoinResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_shim_v1_shim_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
+func (*JoinResponse) Descriptor() ([]byte, []int) {
+	return file_api_berth_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+}
+
 var File_api_berth_shim_v1_shim_proto protoreflect.FileDescriptor
 
 const file_api_berth_shim_v1_shim_proto_rawDesc = "" +
@@ -257,7 +340,10 @@ const file_api_berth_shim_v1_shim_proto_rawDesc = "" +
 	"\x10ReopenLogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x13\n" +
-	"\x11ReopenLogResponseB0Z.github.com/berthd/berth/api/berth/shim/v1;shimb\x06proto3"
+	"\x11ReopenLogResponse\"\x1d\n" +
+	"\vJoinRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x0e\n" +
+	"\fJoinResponseB0Z.github.com/berthd/berth/api/berth/shim/v1;shimb\x06proto3"
 
 var (
 	file_api_berth_shim_v1_shim_proto_rawDescOnce sync.Once
@@ -271,12 +357,14 @@ func file_api_berth_shim_v1_shim_proto_rawDescGZIP() []byte {
 	return file_api_berth_shim_v1_shim_proto_rawDescData
 }
 
-var file_api_berth_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_api_berth_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_api_berth_shim_v1_shim_proto_goTypes = []any{
 	(*AttachRequest)(nil),     // 0: berth.shim.v1.AttachRequest
 	(*AttachResponse)(nil),    // 1: berth.shim.v1.AttachResponse
 	(*ReopenLogRequest)(nil),  // 2: berth.shim.v1.ReopenLogRequest
 	(*ReopenLogResponse)(nil), // 3: berth.shim.v1.ReopenLogResponse
+	(*JoinRequest)(nil),       // 4: berth.shim.v1.JoinRequest
+	(*JoinResponse)(nil),      // 5: berth.shim.v1.JoinResponse
 }
 var file_api_berth_shim_v1_shim_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for method output_type
@@ -297,7 +385,7 @@ func file_api_berth_shim_v1_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_berth_shim_v1_shim_proto_rawDesc), len(file_api_berth_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -28,21 +28,27 @@ const file_api_berth_shim_v1_shim_service_proto_rawDesc = "" +
 	"$api/berth/shim/v1/shim_service.proto\x12\rberth.shim.v1\x1a\x1capi/berth/shim/v1/shim.proto2\xa0\x01\n" +
 	"\aStreams\x12E\n" +
 	"\x06Attach\x12\x1c.berth.shim.v1.AttachRequest\x1a\x1d.berth.shim.v1.AttachResponse\x12N\n" +
-	"\tReopenLog\x12\x1f.berth.shim.v1.ReopenLogRequest\x1a .berth.shim.v1.ReopenLogResponseB?Z=github.com/berthd/berth/api/berth/shim/v1/shimttrpc;shimttrpcb\x06proto3"
+	"\tReopenLog\x12\x1f.berth.shim.v1.ReopenLogRequest\x1a .berth.shim.v1.ReopenLogResponse2H\n" +
+	"\x05Group\x12?\n" +
+	"\x04Join\x12\x1a.berth.shim.v1.JoinRequest\x1a\x1b.berth.shim.v1.JoinResponseB?Z=github.com/berthd/berth/api/berth/shim/v1/shimttrpc;shimttrpcb\x06proto3"
 
 var file_api_berth_shim_v1_shim_service_proto_goTypes = []any{
 	(*v1.AttachRequest)(nil),     // 0: berth.shim.v1.AttachRequest
 	(*v1.ReopenLogRequest)(nil),  // 1: berth.shim.v1.ReopenLogRequest
-	(*v1.AttachResponse)(nil),    // 2: berth.shim.v1.AttachResponse
-	(*v1.ReopenLogResponse)(nil), // 3: berth.shim.v1.ReopenLogResponse
+	(*v1.JoinRequest)(nil),       // 2: berth.shim.v1.JoinRequest
+	(*v1.AttachResponse)(nil),    // 3: berth.shim.v1.AttachResponse
+	(*v1.ReopenLogResponse)(nil), // 4: berth.shim.v1.ReopenLogResponse
+	(*v1.JoinResponse)(nil),      // 5: berth.shim.v1.JoinResponse
 }
 var file_api_berth_shim_v1_shim_service_proto_depIdxs = []int32{
 	0, // 0: berth.shim.v1.Streams.Attach:input_type -> berth.shim.v1.AttachRequest
 	1, // 1: berth.shim.v1.Streams.ReopenLog:input_type -> berth.shim.v1.ReopenLogRequest
-	2, // 2: berth.shim.v1.Streams.Attach:output_type -> berth.shim.v1.AttachResponse
-	3, // 3: berth.shim.v1.Streams.ReopenLog:output_type -> berth.shim.v1.ReopenLogResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	2, // 2: berth.shim.v1.Group.Join:input_type -> berth.shim.v1.JoinRequest
+	3, // 3: berth.shim.v1.Streams.Attach:output_type -> berth.shim.v1.AttachResponse
+	4, // 4: berth.shim.v1.Streams.ReopenLog:output_type -> berth.shim.v1.ReopenLogResponse
+	5, // 5: berth.shim.v1.Group.Join:output_type -> berth.shim.v1.JoinResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -61,7 +67,7 @@ func file_api_berth_shim_v1_shim_service_proto_init() {
 			NumEnums:      0,
 			NumMessages:   0,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_api_berth_shim_v1_shim_service_proto_goTypes,
 		DependencyIndexes: file_api_berth_shim_v1_shim_service_proto_depIdxs,

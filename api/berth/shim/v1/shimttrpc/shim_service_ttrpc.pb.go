@@ -59,3 +59,39 @@ func (c *streamsClient) ReopenLog(ctx context.Context, req *v1.ReopenLogRequest)
 	}
 	return &resp, nil
 }
+
+type GroupService interface {
+	Join(context.Context, *v1.JoinRequest) (*v1.JoinResponse, error)
+}
+
+func RegisterGroupService(srv *ttrpc.Server, svc GroupService) {
+	srv.RegisterService("berth.shim.v1.Group", &ttrpc.ServiceDesc{
+		Methods: map[string]ttrpc.Method{
+			"Join": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v1.JoinRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Join(ctx, &req)
+			},
+		},
+	})
+}
+
+type groupClient struct {
+	client *ttrpc.Client
+}
+
+func NewGroupClient(client *ttrpc.Client) GroupService {
+	return &groupClient{
+		client: client,
+	}
+}
+
+func (c *groupClient) Join(ctx context.Context, req *v1.JoinRequest) (*v1.JoinResponse, error) {
+	var resp v1.JoinResponse
+	if err := c.client.Call(ctx, "berth.shim.v1.Group", "Join", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
