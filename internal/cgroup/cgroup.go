@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,16 +43,23 @@ func Of(pid int) (Group, error) {
 	if err != nil {
 		return Group{}, fmt.Errorf("cgroups of process %d: %w", pid, err)
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := hierarchies()
 	if err != nil {
 		return Group{}, err
 	}
-	g := find(parsePaths(paths), parsePaths(own), parseMounts(mounts))
+	g := find(parsePaths(paths), parsePaths(own), mounts)
 	if g.Unified == "" && len(g.Controllers) == 0 {
 		return Group{}, fmt.Errorf("cgroups of process %d: %w", pid, ErrNone)
 	}
 	return g, nil
 }
+
+// hierarchies reads where the hierarchies are mounted, once: on a machine with many
+// containers the table of mounts is long, and these are not moved about.
+var hierarchies = sync.OnceValues(func() (map[string]place, error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	return parseMounts(mounts), err
+})
 
 // find turns the paths of a process into directories. Where it shares its group
 // with us, what the group holds says nothing about it.
