@@ -19,6 +19,8 @@ const usage = `berthd runs containers and looks after them.
 
   berthd [flags]                                       run the daemon
   berthd [flags] publish --topic TOPIC --namespace NS  publish the event on standard input
+  berthd oci-hook -- COMMAND [ARGUMENT]...             be a hook of an OCI runtime: run COMMAND, what the
+                                                       runtime says filled in
   berthd config default                                print the configuration and what it means
   berthd config check [FILE]                           say what is wrong with a configuration
 
@@ -90,6 +92,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		return serve(ctx, f, errOut)
 	case "publish":
 		return publish(ctx, f, set.Args()[1:], in)
+	case "oci-hook":
+		return ociHook(set.Args()[1:], in)
 	case "config":
 		return configCommand(set.Args()[1:], f.config, out)
 	}
