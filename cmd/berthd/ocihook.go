@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const hookUsage = "usage: berthd oci-hook -- COMMAND [ARGUMENT]..."
+const hookUsage = "usage: berthd oci-hook -- COMMAND, then its arguments"
 
 // maxHookState bounds the state that an OCI runtime gives a hook, which has the
 // annotations of the container.
