@@ -61,6 +61,12 @@ func (t *Terminal) Follow(ctx context.Context, p *Process) {
 	t.Sizes(ctx, func(columns, rows uint32) { _ = p.Resize(ctx, columns, rows) })
 }
 
+// Size is the terminal's size.
+func (t *Terminal) Size() (columns, rows uint32, err error) {
+	size, err := t.console.Size()
+	return uint32(size.Width), uint32(size.Height), err
+}
+
 // Sizes calls changed with the terminal's size, now and whenever it changes, until
 // ctx ends.
 func (t *Terminal) Sizes(ctx context.Context, changed func(columns, rows uint32)) {
@@ -68,8 +74,8 @@ func (t *Terminal) Sizes(ctx context.Context, changed func(columns, rows uint32)
 	signal.Notify(changes, unix.SIGWINCH)
 	defer signal.Stop(changes)
 	for {
-		if size, err := t.console.Size(); err == nil {
-			changed(uint32(size.Width), uint32(size.Height))
+		if columns, rows, err := t.Size(); err == nil {
+			changed(columns, rows)
 		}
 		select {
 		case <-changes:

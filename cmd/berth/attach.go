@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 
 	"github.com/containerd/errdefs"
@@ -49,6 +50,9 @@ func (a *app) attach(ctx context.Context, c *client.Client, ref string, input bo
 	}
 	if errdefs.IsFailedPrecondition(err) {
 		return hint(err, "without input, `berth attach --no-stdin %s`; `berth logs -f %s` follows its log", container.ID(), container.ID())
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return hint(err, "attach talks to the container's shim itself, which lets in only the daemon's own user: run it as root")
 	}
 	if err != nil {
 		return err
@@ -129,18 +133,17 @@ func (v *visit) takeTerminal(ctx context.Context) (restore func(), err error) {
 		return nil, fmt.Errorf("set the terminal up: %w", err)
 	}
 	v.app.raw.Store(true)
+	// A size that does not arrive is Run's to tell of. The first is a change in any
+	// case, so that the program draws its screen anew, and comes ahead of any input.
+	if columns, rows, err := terminal.Size(); err == nil && rows > 1 {
+		_ = v.at.Resize(columns, rows-1)
+		_ = v.at.Resize(columns, rows)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	following := make(chan struct{})
 	go func() {
 		defer close(following)
-		first := true
-		terminal.Sizes(ctx, func(columns, rows uint32) {
-			if first && rows > 1 { // a change, so that the program draws its screen anew
-				_ = v.at.Resize(columns, rows-1)
-			}
-			first = false
-			_ = v.at.Resize(columns, rows) // if it does not arrive, Run tells
-		})
+		terminal.Sizes(ctx, func(columns, rows uint32) { _ = v.at.Resize(columns, rows) })
 	}()
 	return func() {
 		cancel()
