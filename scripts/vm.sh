@@ -121,7 +121,7 @@ depmod -b "$root" "$release"
 initramfs
 say "make the disk"
 rm -f $work/disk.img
-mke2fs -q -t ext4 -d "$root" -E root_owner=0:0 $work/disk.img 3G
+mke2fs -q -t ext4 -d "$root" -E root_owner=0:0 $work/disk.img 3G >/dev/null
 
 say "boot $release; console in $console"
 [ -n "${SHELL_IN:-}" ] && serial=mon:stdio || serial=file:$console
