@@ -42,6 +42,7 @@ func (s *Shim) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.Cre
 		s.remove(c)
 		return nil, fmt.Errorf("task %q: %w", c.id, err)
 	}
+	s.comeHome(c.bundle)
 	p, err := c.create(ctx, r.Rootfs, paths)
 	if err != nil {
 		s.remove(c)

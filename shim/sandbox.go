@@ -111,6 +111,7 @@ func (s *Shim) CreateSandbox(ctx context.Context, r *api.CreateSandboxRequest) (
 		return nil, errors.Join(fmt.Errorf("sandbox %q: shim is shutting down: %w", id, errdefs.ErrUnavailable), s.unfurnish(b))
 	}
 	s.sandbox = b
+	s.dismissed = false
 	s.config.Log.Info("sandbox created", "sandbox", id)
 	return &api.CreateSandboxResponse{}, nil
 }
@@ -335,6 +336,7 @@ func (s *Shim) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReques
 		s.mu.Lock()
 		s.sandbox = nil
 		s.mu.Unlock()
+		s.leaveHome(b.bundle)
 	}
 	s.leave()
 	return &api.ShutdownSandboxResponse{}, nil

@@ -46,6 +46,7 @@ func NewServer(s *Shim) (*Server, error) {
 	for _, name := range serviceNames {
 		server.ttrpc.RegisterService(name, &ttrpc.ServiceDesc{Methods: methods})
 	}
+	server.ttrpc.RegisterService(groupService, &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{"Join": method(s, "Join", s.Join)}})
 	server.ttrpc.RegisterService(sandboxService, &ttrpc.ServiceDesc{Methods: s.sandboxMethods()})
 	server.ttrpc.RegisterService("berth.shim.v1.Streams", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
 		"Attach":    method(s, "Attach", s.Attach),

@@ -51,6 +51,10 @@ type Config struct {
 	// this process has claimed already.
 	Claim   bool
 	Claimed string
+	// Home is the bundle in which the process has its working directory and its log,
+	// Moved what makes another one that; nil: it stays.
+	Home  string
+	Moved func(bundle string)
 
 	// What tests replace; nil is the real thing.
 	Runtime func(r record.Runtime, bundle string) Runtime
@@ -83,7 +87,11 @@ type Shim struct {
 	containers map[string]*container
 	leaving    bool
 	sandbox    *sandbox // nil unless the shim was told to be one
+	joining    map[string]*time.Timer
+	dismissed  bool // Shutdown was called since the last container was added
 	sweeper    *time.Timer
+
+	home home // before mu
 
 	// sandboxLane lets one call at a time change the sandbox.
 	sandboxLane chan struct{}
@@ -120,6 +128,7 @@ func New(config Config) *Shim {
 		trim:       newTrimmer(),
 		left:       make(chan struct{}),
 		containers: map[string]*container{},
+		home:       home{bundle: config.Home},
 
 		sandboxLane: make(chan struct{}, 1),
 	}
@@ -194,26 +203,31 @@ func (s *Shim) add(c *container) error {
 		return fmt.Errorf("task %q: %w", c.id, errdefs.ErrAlreadyExists)
 	}
 	s.containers[c.id] = c
+	s.dismissed = false
+	s.joined(c.id)
 	return nil
 }
 
 // remove takes a container out of the table.
 func (s *Shim) remove(c *container) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.containers, c.id)
-	if c.claim != nil {
-		_ = c.claim.Close() // only drops the lock
-		c.claim = nil
+	claim := c.claim
+	c.claim = nil
+	s.mu.Unlock()
+	s.leaveHome(c.bundle)
+	if claim != nil {
+		_ = claim.Close() // only drops the lock
 	}
 }
 
-// leave closes left if nothing is in the table and the shim is no sandbox, and
-// tells whether it did.
+// leave closes left if nothing is in the table or about to be, and the shim is no
+// sandbox, and tells whether it did.
 func (s *Shim) leave() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) > 0 || s.sandbox != nil {
+	s.dismissed = true
+	if len(s.containers) > 0 || s.sandbox != nil || len(s.joining) > 0 {
 		return false
 	}
 	if !s.leaving {

@@ -16,6 +16,7 @@ import (
 const program = "berth-shim"
 
 const usage = `usage: berth-shim serve  -namespace NS -id ID -bundle PATH [-socket PATH] [-pod] [-debug]
+                         [-address SOCKET -publish-binary PATH]
        berth-shim delete -namespace NS -id ID [-bundle PATH] [-debug]
        berth-shim start  -namespace NS -id ID -address SOCKET [-publish-binary PATH] [-debug]
        berth-shim -info
@@ -23,7 +24,8 @@ const usage = `usage: berth-shim serve  -namespace NS -id ID -bundle PATH [-sock
 
 serve   supervises a container. Its listening socket is file descriptor 3; with
         -socket it removes that path when it leaves, with -pod it serves any
-        number of containers.
+        number of containers, with -address and -publish-binary it publishes
+        events by that program where TTRPC_ADDRESS is not set.
 delete  removes what is left of a container whose shim is dead, and prints a
         containerd.task.v3.DeleteResponse as protobuf.
 start   leaves a server for the container whose bundle is the working directory,
@@ -42,6 +44,7 @@ type arguments struct {
 	id        string
 	bundle    string
 	address   string // the daemon's socket
+	publish   string // the daemon's program, which publishes events
 	socket    string // to remove at the end
 	pod       bool   // several containers, each with a claim of its own
 	debug     bool
@@ -88,7 +91,7 @@ func parse(argv []string) (arguments, error) {
 	flags.StringVar(&a.address, "address", "", "")
 	flags.StringVar(&a.socket, "socket", "", "")
 	flags.BoolVar(&a.pod, "pod", false, "")
-	flags.String("publish-binary", "", "")
+	flags.StringVar(&a.publish, "publish-binary", "", "")
 	flags.BoolVar(&showInfo, "info", false, "")
 	flags.BoolVar(&showVersion, "v", false, "")
 	flags.BoolVar(&showVersion, "version", false, "")

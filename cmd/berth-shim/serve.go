@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -35,14 +36,16 @@ func serve(a arguments) error {
 	if err := sys.SetSubreaper(); err != nil {
 		return err
 	}
-	claimed := ""
-	if !a.pod {
+	config := shim.Config{Namespace: a.namespace, Log: log, Claim: true}
+	if a.pod {
+		config.Home, config.Moved = a.bundle, func(bundle string) { a.move(bundle, log, output) }
+	} else {
 		claim, err := shim.Claim(a.bundle)
 		if err != nil {
 			return err
 		}
 		defer claim.Close()
-		claimed = a.bundle
+		config.Claimed = a.bundle
 	}
 	listener, err := inherited()
 	if err != nil {
@@ -58,14 +61,11 @@ func serve(a arguments) error {
 	}
 
 	publisher := &shim.Publisher{Address: os.Getenv("TTRPC_ADDRESS"), Namespace: a.namespace, Log: log}
-	s := shim.New(shim.Config{
-		Namespace: a.namespace,
-		Publish:   publisher.Publish,
-		Hurry:     publisher.Hurry,
-		Log:       log,
-		Claim:     true,
-		Claimed:   claimed,
-	})
+	config.Publish, config.Hurry = publisher.Publish, publisher.Hurry
+	s := shim.New(config)
+	if publisher.Address == "" && a.publish != "" && a.address != "" {
+		publisher.Send = s.PublishBy(a.publish, a.address)
+	}
 	server, err := shim.NewServer(s)
 	if err != nil {
 		return err
@@ -81,6 +81,18 @@ func serve(a arguments) error {
 			log.Warn("shim leaves with events that the daemon did not take", "error", err)
 		}
 	})
+}
+
+// move makes a bundle the home of a shim that serves several containers, when that
+// of the one before goes.
+func (a arguments) move(bundle string, log *slog.Logger, output *boundedFile) {
+	err := errors.Join(os.Chdir(bundle), output.move(bundle))
+	if a.socket != "" {
+		err = errors.Join(err, output.follow(bundle))
+	}
+	if err != nil {
+		log.Warn("shim not moved into another bundle", "bundle", bundle, "error", err)
+	}
 }
 
 // inherited takes the listening socket that the daemon has left.

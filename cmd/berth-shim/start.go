@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -15,9 +16,14 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	api "github.com/berthd/berth/api/berth/shim/v1"
+	"github.com/berthd/berth/api/berth/shim/v1/shimttrpc"
 	"github.com/berthd/berth/api/runtime/bootstrap/v1"
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/runtime/record"
@@ -27,6 +33,8 @@ import (
 const (
 	maxInput  = 16 << 20 // of what is read from standard input, and of a config.json
 	dialTime  = 5 * time.Second
+	lockTime  = 2 * time.Second // who has the lock waits for nobody
+	lockLook  = time.Millisecond
 	maxSocket = 107 // what fits into a sockaddr_un, with the final zero
 )
 
@@ -144,28 +152,78 @@ func (a arguments) listenOrJoin(bundle, dir, path string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	lock, err := os.Open(dir)
+	for deadline := time.Now().Add(dialTime); ; time.Sleep(lockLook) {
+		err := a.join(path)
+		if unheard(err) {
+			var made bool
+			if made, err = a.listen(bundle, path); made || err != nil {
+				return err
+			}
+			continue
+		}
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, errLeaving) || time.Now().After(deadline) {
+			return fmt.Errorf("the shim of the group does not answer: %w", err)
+		}
+	}
+}
+
+// unheard tells whether a connection failed because nobody listens.
+func unheard(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
+}
+
+// isHeard tells whether somebody listens on a socket at this moment.
+func isHeard(path string) bool {
+	conn, err := (&net.Dialer{Timeout: dialTime}).Dial("unix", path)
+	if err == nil {
+		_ = conn.Close() // nothing was said
+	}
+	return !unheard(err)
+}
+
+// errLeaving is of a shim that is about to end.
+var errLeaving = errors.New("it is leaving")
+
+// join tells the shim that listens on path, if there is one, of the container.
+func (a arguments) join(path string) error {
+	conn, err := (&net.Dialer{Timeout: dialTime}).Dial("unix", path)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
-	if err := flock(lock); err != nil {
-		return fmt.Errorf("lock %s: %w", dir, err)
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), dialTime)
+	defer cancel()
+	_, err = shimttrpc.NewGroupClient(client).Join(ctx, &api.JoinRequest{Id: a.id})
+	switch code := status.Code(err); {
+	case code == codes.Unimplemented: // a shim of another kind, which has to do
+		return nil
+	case code == codes.Unavailable, errors.Is(err, ttrpc.ErrClosed), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return fmt.Errorf("%w: %w", errLeaving, err)
 	}
-	conn, err := (&net.Dialer{Timeout: dialTime}).Dial("unix", path)
-	switch {
-	case err == nil:
-		return conn.Close()
-	case errors.Is(err, unix.ECONNREFUSED):
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("the shim of the group does not answer: %w", err)
+	return err
+}
+
+// listen binds a socket, in place of one that nobody listens on, and leaves a
+// server with it. It does not if somebody else was faster.
+func (a arguments) listen(bundle, path string) (made bool, err error) {
+	unlock, err := lockDir(filepath.Dir(path))
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	if isHeard(path) {
+		return false, nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
 	}
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return err
+		return false, err
 	}
 	listener.SetUnlinkOnClose(false) // it is the server's
 	defer listener.Close()
@@ -173,14 +231,26 @@ func (a arguments) listenOrJoin(bundle, dir, path string) error {
 		err = a.leaveServer(bundle, path, listener)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(path))
+		return false, errors.Join(err, os.Remove(path))
 	}
-	return nil
+	return true, nil
 }
 
-// flock waits for a lock, for at most dialTime.
+// lockDir keeps others from making and removing sockets in a directory.
+func lockDir(dir string) (unlock func(), err error) {
+	lock, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(lock); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), lock.Close())
+	}
+	return func() { _ = lock.Close() }, nil // only drops the lock
+}
+
+// flock waits for a lock, for at most lockTime.
 func flock(f *os.File) error {
-	for deadline := time.Now().Add(dialTime); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(lockTime); ; time.Sleep(lockLook) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
 			return err
@@ -210,6 +280,9 @@ func (a arguments) leaveServer(bundle, path string, listener *net.UnixListener) 
 	}
 	defer log.Close()
 	args := []string{program, "serve", "-namespace", a.namespace, "-id", a.id, "-bundle", bundle, "-socket", path, "-pod"}
+	if a.publish != "" {
+		args = append(args, "-address", a.address, "-publish-binary", a.publish)
+	}
 	if a.debug {
 		args = append(args, "-debug")
 	}
@@ -259,6 +332,17 @@ func dropSocket(bundle string) error {
 		return nil
 	}
 	if listens(path) {
+		return nil
+	}
+	unlock, err := lockDir(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if isHeard(path) { // by now
 		return nil
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
