@@ -5,9 +5,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berthd/berth/internal/config"
+	"github.com/berthd/berth/internal/durable"
+	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/services"
 	"github.com/berthd/berth/snapshots"
 	"github.com/berthd/berth/snapshots/native"
@@ -19,6 +24,10 @@ const (
 	overlayName = "overlayfs"
 	nativeName  = "native"
 )
+
+// probedFile, under state, says with what root overlay was tried out since the
+// machine was booted.
+const probedFile = "overlay.probed"
 
 // drivers are the snapshot drivers in the order of preference, usable or not.
 type drivers []driver
@@ -39,7 +48,7 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 		}
 	}()
 	over := driver{name: overlayName, root: filepath.Join(cfg.Root, overlayDir)}
-	if over.err = overlay.Probe(over.root); over.err == nil {
+	if over.err = probeOnce(cfg.State, over.root); over.err == nil {
 		if over.Driver, err = overlay.Open(overlay.Config{Root: over.root}); err != nil {
 			return nil, fmt.Errorf("snapshotter %s: %w", over.name, err)
 		}
@@ -62,6 +71,36 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 		log.Warn("snapshotter overlayfs can't be used; native copies every layer instead", "error", over.err)
 	}
 	return all, nil
+}
+
+// probeOnce is overlay.Probe once for each boot and root: what it finds depends on
+// the kernel and the file system, and it takes a good part of a daemon's start.
+// state keeps the mark, which a reboot makes void.
+func probeOnce(state, root string) error {
+	mark := filepath.Join(state, probedFile)
+	before, err := os.ReadFile(mark)
+	if err == nil && string(before) == probedFact(root) {
+		return nil
+	}
+	if err := overlay.Probe(root); err != nil {
+		return err
+	}
+	if fact := probedFact(root); fact != "" {
+		// Without it the next start probes again.
+		_ = durable.WriteVolatile("berthd.probed", mark, []byte(fact), 0o600)
+	}
+	return nil
+}
+
+// probedFact tells this boot and directory from every other; "" if that can't be
+// told.
+func probedFact(root string) string {
+	boot, err := sys.BootID()
+	var st unix.Stat_t
+	if err != nil || unix.Stat(root, &st) != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s %d:%d\n", boot, st.Dev, st.Ino)
 }
 
 // usable are the drivers that work, by name.
