@@ -152,6 +152,11 @@ func (t *Tasks) undoIntent(k *task, c *conn) error {
 	if _, err := t.remains(k.ctx, k); err != nil {
 		return err
 	}
+	if k.foreign() && !t.shared(k) {
+		if err := t.endStrays(k.ctx, k); err != nil {
+			return err
+		}
+	}
 	return t.clear(k)
 }
 
@@ -249,6 +254,9 @@ func (t *Tasks) ask(k *task, p *process, c *conn) {
 		case err == nil && p.exec == "":
 			k.exited(t.keep(k, exit))
 		case err == nil:
+			if k.foreign() {
+				t.recordExit(k, p.exec, exit)
+			}
 			k.mu.Lock()
 			p.resolve(exit, nil)
 			k.mu.Unlock()

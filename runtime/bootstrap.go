@@ -104,6 +104,13 @@ func checkContact(c contact) (contact, error) {
 	return c, err
 }
 
+// local tells whether the shim is on this machine, so that it can be reached at once
+// or not at all.
+func (c contact) local() bool {
+	scheme, _, ok := strings.Cut(c.Address, "://")
+	return !ok || scheme == "unix"
+}
+
 // clip shortens a text for an error.
 func clip(text string) string {
 	const most = 200
@@ -165,6 +172,9 @@ func (t *Tasks) startInput(k *task, binary string, options *anypb.Any) ([]byte, 
 	p := &bootstrap.BootstrapParams{
 		InstanceId: k.id, Namespace: k.ns, ContainerdVersion: version.String(),
 		ContainerdTtrpcAddress: t.cfg.TTRPCAddress, ContainerdGrpcAddress: t.cfg.Address, ContainerdBinary: t.cfg.Daemon,
+	}
+	if t.debugFlag() != nil {
+		p.LogLevel = bootstrap.LogLevel_LOG_LEVEL_DEBUG
 	}
 	if options != nil {
 		p.Extensions = []*bootstrap.Extension{{Value: options}}

@@ -90,6 +90,7 @@ func (t *Tasks) Start(ctx context.Context, ns string, r *tasks.StartRequest) (*t
 		case r.GetExecId() == "":
 			t.noteStatus(k, apitask.Status_RUNNING)
 		default:
+			t.recordExec(k, r.GetExecId(), int(reply.GetPid()))
 			t.holdExec(k, r.GetExecId())
 		}
 		return err
@@ -124,12 +125,17 @@ func (t *Tasks) Exec(ctx context.Context, ns string, r *tasks.ExecProcessRequest
 		return fmt.Errorf("exec id: %w", err)
 	}
 	t.grace.Expect(startSoon)
-	return t.empty(ctx, ns, r.GetContainerId(), "exec", func(c *conn, ctx context.Context) (*emptypb.Empty, error) {
-		return c.shim.Exec(ctx, &shimtask.ExecProcessRequest{
+	_, err := t.with(ctx, ns, r.GetContainerId(), "exec", func(k *task, c *conn) error {
+		_, err := call(ctx, c, "exec", t.cfg.Deadlines.Control, c.shim.Exec, &shimtask.ExecProcessRequest{
 			Id: r.GetContainerId(), ExecId: r.GetExecId(), Terminal: r.GetTerminal(),
 			Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Spec: r.GetSpec(),
 		})
+		if err == nil {
+			t.addExec(k, r.GetExecId())
+		}
+		return err
 	})
+	return err
 }
 
 // ResizePty sets the size of a process's terminal.

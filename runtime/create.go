@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/api/services/containers/v1"
 	"github.com/berthd/berth/api/services/tasks/v1"
 	apitask "github.com/berthd/berth/api/types/task"
@@ -105,7 +106,7 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 	if err != nil {
 		return 0, t.undo(k, shim, c, false, err)
 	}
-	reply, err := call(ctx, c, "create the container", t.cfg.Deadlines.Create, c.shim.Create, p.request)
+	c, reply, err := t.createIn(ctx, k, c, p)
 	if err != nil {
 		hasAnswered := ctx.Err() == nil && !c.closed() && !errors.Is(err, context.DeadlineExceeded)
 		return 0, t.undo(k, shim, c, hasAnswered, unnamed(k.id, err))
@@ -121,6 +122,16 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 	}
 	t.wg.Go(func() { t.supervise(k) })
 	return reply.GetPid(), nil
+}
+
+// createIn has a shim make the container. It gives the connection that is in use
+// from then on.
+func (t *Tasks) createIn(ctx context.Context, k *task, c *conn, p *plan) (*conn, *shimtask.CreateTaskResponse, error) {
+	if p.intent.Foreign {
+		return t.createForeign(ctx, k, c, p.request)
+	}
+	reply, err := call(ctx, c, "create the container", t.cfg.Deadlines.Create, c.shim.Create, p.request)
+	return c, reply, err
 }
 
 // startShim starts the shim of a new bundle and connects to it.
@@ -265,7 +276,7 @@ func (t *Tasks) undoForeign(ctx context.Context, k *task, c *conn, answered bool
 	if t.shared(k) {
 		return err
 	}
-	return errors.Join(err, t.endShim(ctx, k, c))
+	return errors.Join(err, t.endShim(ctx, k, c), t.endStrays(ctx, k))
 }
 
 // clear removes the bundle and the socket of a task of which no process is left,

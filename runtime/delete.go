@@ -252,8 +252,8 @@ func (t *Tasks) endShim(ctx context.Context, k *task, c *conn) error {
 		}
 		return own.gone(ctx)
 	}
-	if shim.PID == 0 {
-		return nil // a foreign one that does not say; it was told to leave
+	if shim.PID == 0 { // a foreign one that does not say; it was told to leave
+		return t.endSilent(ctx, k, c)
 	}
 	handle, err := sys.OpenProcess(shim.PID)
 	if errors.Is(err, os.ErrProcessDone) {
@@ -345,6 +345,7 @@ func (t *Tasks) DeleteProcess(ctx context.Context, ns string, r *tasks.DeletePro
 
 // forgetExec drops what is known of an exec that was deleted.
 func (t *Tasks) forgetExec(k *task, exec string) {
+	t.removeExec(k, exec)
 	k.forget(exec, fmt.Errorf("exec %q of task %q: %w", exec, k.id, errdefs.ErrNotFound))
 	if err := os.Remove(filepath.Join(k.dir, record.SeenDir, exec)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.cfg.Log.Warn("mark of a deleted exec not removed", "namespace", k.ns, "id", k.id, "exec", exec, "error", err)

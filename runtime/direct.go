@@ -126,6 +126,9 @@ func (k *task) open(exec string) (*sys.Process, error) {
 	case started == nil:
 		return nil, fmt.Errorf("no record of its process: %w", errdefs.ErrUnavailable)
 	}
+	if started.StartTime == 0 && exec == "" && k.foreign() {
+		return nil, fmt.Errorf("its process is not one of this machine: %w", errdefs.ErrUnavailable)
+	}
 	handle, err := sys.OpenProcess(started.PID)
 	if err != nil {
 		return nil, err

@@ -38,6 +38,7 @@ func (t *Tasks) Forwarded(ctx context.Context, e *types.Envelope) error {
 		if exec == exit.GetContainerId() {
 			exec = ""
 		}
+		t.recordTold(e.GetNamespace(), &exit, exec)
 		return t.forwardOnce(ctx, e, exit.GetContainerId(), exec, int(exit.GetPid()))
 	case "containerd.events.TaskDelete":
 		var del apievents.TaskDelete

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
@@ -53,23 +55,73 @@ func (t *Tasks) startForeign(ctx context.Context, k *task, p *plan) (*conn, erro
 	if err != nil {
 		return nil, fmt.Errorf("%s start: %w", filepath.Base(p.intent.Binary), err)
 	}
-	if err := writeContact(k.dir, at); err != nil {
-		return nil, err
+	c, made, err := t.meet(ctx, k, at)
+	if errdefs.IsNotImplemented(err) && at.Version == taskV3 && at.Protocol == protocolTTRPC {
+		c.close()
+		c, made, err = t.meet(ctx, k, older(at))
 	}
-	k.mu.Lock()
-	k.at = at
-	k.mu.Unlock()
-	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.Deadlines.ShimStart)
-	defer cancel()
-	c, err := t.dial(dialCtx, at, true)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the shim at %s: %w", at.Address, err)
-	}
-	made, err := t.introduce(ctx, k, c, at)
 	if err == nil {
 		t.place(k, made.PID, p.cgroup)
 	}
 	return c, err
+}
+
+// older is the same place with version 2 of the task API: there are shims that say
+// 3 and serve 2.
+func older(at contact) contact {
+	at.Version = taskV2
+	return at
+}
+
+// meet connects to a foreign shim, asks for its pid and records both.
+func (t *Tasks) meet(ctx context.Context, k *task, at contact) (*conn, record.Shim, error) {
+	if err := writeContact(k.dir, at); err != nil {
+		return nil, record.Shim{}, err
+	}
+	k.mu.Lock()
+	k.at = at
+	k.mu.Unlock()
+	// Its start has ended, so it listens, unless a virtual machine is in between.
+	limit := t.cfg.Deadlines.ShimStart
+	if at.local() {
+		limit = min(limit, t.cfg.Deadlines.Connect)
+	}
+	dialCtx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	c, err := t.dial(dialCtx, at, true)
+	if err != nil {
+		return nil, record.Shim{}, fmt.Errorf("connect to the shim at %s: %w", at.Address, err)
+	}
+	reply, err := call(ctx, c, "tell its pid", t.cfg.Deadlines.Connect, c.shim.Connect, &shimtask.ConnectRequest{Id: k.id})
+	if err != nil {
+		return c, record.Shim{}, err
+	}
+	made := t.identifyShim(k, at, int(reply.GetShimPid()))
+	k.mu.Lock()
+	k.shim = made
+	k.mu.Unlock()
+	return c, made, record.Write("runtime.shim", k.dir, record.ShimFile, made)
+}
+
+// createForeign has a foreign shim make the container. One that says that it knows
+// no Create of version 3 is asked by version 2; it gives the connection that is in
+// use then.
+func (t *Tasks) createForeign(ctx context.Context, k *task, c *conn, r *shimtask.CreateTaskRequest) (*conn, *shimtask.CreateTaskResponse, error) {
+	reply, err := call(ctx, c, "create the container", t.cfg.Deadlines.Create, c.shim.Create, r)
+	at := k.contact()
+	if !errdefs.IsNotImplemented(err) || at.Version != taskV3 || at.Protocol != protocolTTRPC {
+		return c, reply, err
+	}
+	second, _, merr := t.meet(ctx, k, older(at))
+	if merr != nil {
+		if second != nil {
+			second.close()
+		}
+		return c, nil, err // what it said of the version that it claims to speak
+	}
+	c.close()
+	reply, err = call(ctx, second, "create the container", t.cfg.Deadlines.Create, second.shim.Create, r)
+	return second, reply, err
 }
 
 // olderShim is in what the start of a shim says that was built on an older shim
@@ -96,25 +148,6 @@ func (t *Tasks) callStart(ctx context.Context, k *task, p *plan) ([]byte, error)
 		return nil, err
 	}
 	return t.runForeign(ctx, k, t.cfg.Deadlines.ShimStart, input, "start")
-}
-
-// introduce asks a foreign shim for its pid and records it.
-func (t *Tasks) introduce(ctx context.Context, k *task, c *conn, at contact) (record.Shim, error) {
-	made := record.Shim{Version: record.Version, Socket: at.Address, API: at.Version, Protocol: at.Protocol}
-	reply, err := call(ctx, c, "tell its pid", t.cfg.Deadlines.Connect, c.shim.Connect, &shimtask.ConnectRequest{Id: k.id})
-	if err != nil {
-		return made, err
-	}
-	if handle, err := sys.OpenProcess(int(reply.GetShimPid())); err == nil {
-		made.PID, made.StartTime = handle.PID(), handle.StartTime()
-		if err := handle.Close(); err != nil {
-			return made, err
-		}
-	}
-	k.mu.Lock()
-	k.shim = made
-	k.mu.Unlock()
-	return made, record.Write("runtime.shim", k.dir, record.ShimFile, made)
 }
 
 // furnish adds to a bundle what a foreign shim expects in it.
@@ -163,7 +196,8 @@ func (t *Tasks) runForeign(ctx context.Context, k *task, limit time.Duration, in
 	what := filepath.Base(binary) + " " + command[len(command)-1]
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	args := append([]string{"-namespace", k.ns, "-address", t.cfg.Address, "-publish-binary", t.cfg.Daemon, "-id", k.id}, command...)
+	args := append([]string{"-namespace", k.ns, "-address", t.cfg.Address, "-publish-binary", t.cfg.Daemon, "-id", k.id}, t.debugFlag()...)
+	args = append(args, command...)
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Dir = k.dir
 	cmd.Env = append(t.shimEnv(k.ns), "GOMAXPROCS=2", "MAX_SHIM_VERSION=2") // the literal 2, also for those of version 3
@@ -194,6 +228,14 @@ func (t *Tasks) runForeign(ctx context.Context, k *task, limit time.Duration, in
 		t.cfg.Log.Warn("shim says", "namespace", k.ns, "id", k.id, "command", what, "text", clip(errOut.buf.String()))
 	}
 	return out.buf.Bytes(), nil
+}
+
+// debugFlag has a shim log as much as the daemon does.
+func (t *Tasks) debugFlag() []string {
+	if t.cfg.Log.Enabled(context.Background(), slog.LevelDebug) {
+		return []string{"-debug"}
+	}
+	return nil
 }
 
 // quoted is the output of a command that failed, for its error.
@@ -227,18 +269,6 @@ func readContact(dir string) (contact, error) {
 		return contact{}, err
 	}
 	return parseContact(data)
-}
-
-// recordInit records the process that a foreign shim has made.
-func (t *Tasks) recordInit(k *task, pid int) error {
-	started := record.Started{Version: record.Version, PID: pid}
-	if handle, err := sys.OpenProcess(pid); err == nil {
-		started.StartTime = handle.StartTime()
-		if err := handle.Close(); err != nil {
-			return err
-		}
-	}
-	return record.Write("runtime.started", k.dir, record.StartedFile, started)
 }
 
 // reasonForeign is what the record says of a status that a foreign shim told when

@@ -358,7 +358,7 @@ func TestForeignStartCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		m.bundle("a") + "\n", "-namespace " + testNS + " -address ", "-publish-binary ", "-id a start\n",
+		m.bundle("a") + "\n", "-namespace " + testNS + " -address ", "-publish-binary ", "-id a -debug start\n",
 		"\nMAX_SHIM_VERSION=2\n", "\nGOMAXPROCS=2\n", "\nNAMESPACE=" + testNS + "\n", "\nTTRPC_ADDRESS=" + filepath.Join(m.dir, "ttrpc.sock") + "\n", "\nGRPC_ADDRESS=",
 	} {
 		if !strings.Contains(string(data), want) {

@@ -47,7 +47,7 @@ func groupOf(c *containers.Container) (string, error) {
 // socketOf is where the shim of a task of ours listens: that of its pod, if it
 // has one.
 func (t *Tasks) socketOf(in record.Intent) string {
-	if in.Group != "" {
+	if in.Group != "" && !in.Foreign {
 		return groupSocket(t.cfg.State, in.Namespace, in.Group)
 	}
 	return socketPath(t.cfg.State, in.Namespace, in.ID)
@@ -102,15 +102,20 @@ func (p *pods) enter(ctx context.Context, socket string) (leave func(), err erro
 // alone is the leaving of a task that is in no pod.
 func alone() {}
 
-// enterPod takes the lane of a task's pod, if it is in one of ours.
+// enterPod takes the lane of a task's pod, if it is in one. Where the pod's shim is
+// a foreign one, that finds its kind by itself, but not one on its way out.
 func (t *Tasks) enterPod(ctx context.Context, k *task) (leave func(), err error) {
 	k.mu.Lock()
 	in := k.intent
 	k.mu.Unlock()
-	if in.Group == "" || in.Foreign {
+	if in.Group == "" {
 		return alone, nil
 	}
-	leave, err = t.pods.enter(ctx, k.socket)
+	key := k.socket
+	if in.Foreign {
+		key = in.Binary + " " + groupSocket(t.cfg.State, in.Namespace, in.Group)
+	}
+	leave, err = t.pods.enter(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for another task of the pod %q: %w", in.Group, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,6 +65,7 @@ func (d *daemon) runPod(pod string, ids ...string) {
 	d.m.t.Helper()
 	var all sync.WaitGroup
 	for _, id := range ids {
+		_ = os.Remove(filepath.Join(d.m.dir, "layers", id, "fs", "ready")) // of an earlier container of that name
 		all.Go(func() {
 			if err := d.createInPod(id, pod, "sh", "-c", "trap 'exit 7' TERM; : >/ready; while :; do sleep 0.05; done"); err != nil {
 				d.m.t.Error(err)
