@@ -56,6 +56,9 @@ func fakeMain() {
 		crashDaemon(os.Args[2], os.Args[3])
 		os.Exit(0)
 	}
+	if len(os.Args) > 3 && os.Args[1] == "foreign-shim" {
+		foreignMain(os.Args[2], os.Args[3:])
+	}
 	if len(os.Args) < 2 || os.Args[1] != "serve" && os.Args[1] != "delete" {
 		return
 	}
@@ -63,7 +66,7 @@ func fakeMain() {
 	ns, id, dir := flags.String("namespace", "", ""), flags.String("id", "", ""), flags.String("bundle", "", "")
 	_ = flags.Parse(os.Args[2:])
 	if os.Args[1] == "delete" {
-		fakeDelete(*dir)
+		fakeDelete(*dir, nil)
 		os.Exit(0)
 	}
 	f := &fakeShim{ns: *ns, id: *id, dir: *dir}
@@ -79,7 +82,7 @@ func fakeMain() {
 }
 
 // fakeDelete kills what a fake shim has left.
-func fakeDelete(dir string) {
+func fakeDelete(dir string, exited *timestamppb.Timestamp) {
 	var s record.Started
 	if record.Read(dir, record.StartedFile, &s) == nil && sys.Alive(s.PID, s.StartTime) {
 		_ = unix.Kill(s.PID, unix.SIGKILL)
@@ -88,7 +91,7 @@ func fakeDelete(dir string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	out, _ := proto.Marshal(&shimtask.DeleteResponse{ExitStatus: 137})
+	out, _ := proto.Marshal(&shimtask.DeleteResponse{ExitStatus: 137, ExitedAt: exited})
 	_, _ = os.Stdout.Write(out)
 }
 
@@ -96,6 +99,7 @@ type fakeShim struct {
 	taskttrpc.TaskService
 	ns, id, dir string
 	script      script
+	publishBy   string // program for events; "" is ttrpc
 
 	mu    sync.Mutex
 	procs map[string]*fakeProcess // nil before Create and after Delete; "" is init
@@ -212,13 +216,20 @@ func (f *fakeShim) deliver() {
 		}
 		e := f.queue[0]
 		f.mu.Unlock()
-		for forwardTo(os.Getenv("TTRPC_ADDRESS"), e) != nil {
+		for f.forward(e) != nil {
 			time.Sleep(20 * time.Millisecond)
 		}
 		f.mu.Lock()
 		f.queue = f.queue[1:]
 		f.mu.Unlock()
 	}
+}
+
+func (f *fakeShim) forward(e *types.Envelope) error {
+	if f.publishBy != "" {
+		return publishWith(f.publishBy, e)
+	}
+	return forwardTo(os.Getenv("TTRPC_ADDRESS"), e)
 }
 
 func forwardTo(address string, e *types.Envelope) error {

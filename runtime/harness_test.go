@@ -55,6 +55,7 @@ type machine struct {
 	t         *testing.T
 	dir       string
 	shim      string
+	daemon    string // what shims run to publish
 	deadlines Deadlines
 	bootID    string
 	refuse    bool            // Forward answers with an error
@@ -228,7 +229,7 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 func (m *machine) open() *Tasks {
 	m.t.Helper()
 	tasks, err := Open(Config{
-		Root: filepath.Join(m.dir, "root"), State: m.dir, Shim: m.shim,
+		Root: filepath.Join(m.dir, "root"), State: m.dir, Shim: m.shim, Daemon: m.daemon,
 		TTRPCAddress: filepath.Join(m.dir, "ttrpc.sock"),
 		Publish:      m.publish, Forward: m.forward, Deadlines: m.deadlines, Watch: m.watch,
 		BootID: func() (string, error) { return m.bootID, nil },
