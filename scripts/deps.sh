@@ -40,20 +40,29 @@ run() {
 	static_busybox || apt busybox-static
 }
 
-# Debian's ctr comes in one package with a daemon that would be started on
-# installation, so it is taken out of the package instead.
-debian_ctr() {
-	local dir=.tools/debian
-	[ -x $dir/usr/bin/ctr ] && return
-	if have ctr; then
-		mkdir -p $dir/usr/bin
-		ln -sf "$(command -v ctr)" $dir/usr/bin/ctr
-		return
-	fi
+# Debian's containerd, its ctr and its shim come in one package, whose daemon would
+# be started on installation. So what is not installed is taken out of the package.
+debian_containerd() {
+	local dir=$PWD/.tools/debian program missing=
+	mkdir -p "$dir/usr/bin"
+	for program in ctr containerd containerd-shim-runc-v2; do
+		[ -x "$dir/usr/bin/$program" ] && continue
+		if have "$program"; then
+			ln -sf "$(command -v "$program")" "$dir/usr/bin/$program"
+		else
+			missing="$missing $program"
+		fi
+	done
+	[ -n "$missing" ] || return 0
 	[ -n "$updated" ] || { apt-get -qq update; updated=1; }
-	say "taking ctr out of the package containerd"
-	mkdir -p $dir
-	(cd $dir && rm -f ./*.deb && apt-get -qq download containerd && dpkg-deb -x containerd_*.deb . && rm -f ./*.deb)
+	say "taking$missing out of the package containerd"
+	local from
+	from=$(mktemp -d "$dir/package.XXXXXX")
+	(cd "$from" && apt-get -qq download containerd && dpkg-deb -x containerd_*.deb .)
+	for program in $missing; do
+		install -m 0755 "$from/usr/bin/$program" "$dir/usr/bin/$program"
+	done
+	rm -rf "$from"
 }
 
 tests() {
@@ -62,7 +71,7 @@ tests() {
 	have skopeo || apt skopeo
 	have umoci || apt umoci
 	have ip || apt iproute2
-	debian_ctr
+	debian_containerd
 	mkdir -p .tools/bin
 	if [ ! -x .tools/bin/ctr ]; then
 		say "go install ctr $CTR_VERSION"

@@ -7,6 +7,9 @@ cd "$(dirname "$0")/.."
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(lint build unit faults scripts bench)
 
+# Debian's containerd and its shim, if they are not installed (deps.sh).
+export PATH="$PATH:$PWD/.tools/debian/usr/bin"
+
 # Go's cache would answer for tests that depend on the system they run on.
 export GOFLAGS="${GOFLAGS:-} -count=1"
 

@@ -60,6 +60,7 @@ func run(m *testing.M) int {
 // daemon is a containerd with directories of its own.
 type daemon struct {
 	t       *testing.T
+	path    string // of the program
 	dir     string
 	address string
 	log     *os.File
@@ -70,16 +71,34 @@ type daemon struct {
 // socketDir is where shims of containerd have their sockets.
 const socketDir = "/run/containerd/s"
 
+// findContainerd finds one that is installed, or taken out of its package.
+func findContainerd() (string, error) {
+	path, err := exec.LookPath("containerd")
+	if err != nil {
+		path, err = exec.LookPath(programs.Tool("debian/usr/bin/containerd"))
+	}
+	return path, err
+}
+
+// ctrProgram is the ctr that is used where it does not matter which.
+func ctrProgram() string {
+	if path, err := exec.LookPath("ctr"); err == nil {
+		return path
+	}
+	return programs.Tool("debian/usr/bin/ctr")
+}
+
 func newDaemon(t *testing.T) *daemon {
 	t.Helper()
-	if _, err := exec.LookPath("containerd"); err != nil {
-		t.Skipf("%v (Debian: apt-get install containerd)", err)
+	path, err := findContainerd()
+	if err != nil {
+		t.Skipf("%v: run scripts/deps.sh test, or install containerd", err)
 	}
 	dir, err := os.MkdirTemp("/tmp", "berth-c-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{t: t, dir: dir, address: filepath.Join(dir, "c.sock"), sockets: map[string]bool{}}
+	d := &daemon{t: t, path: path, dir: dir, address: filepath.Join(dir, "c.sock"), sockets: map[string]bool{}}
 	for _, path := range d.shimSockets() {
 		d.sockets[path] = true
 	}
@@ -99,7 +118,7 @@ func newDaemon(t *testing.T) *daemon {
 
 func (d *daemon) start() {
 	d.t.Helper()
-	d.cmd = exec.Command("containerd", "--config", filepath.Join(d.dir, "config.toml"))
+	d.cmd = exec.Command(d.path, "--config", filepath.Join(d.dir, "config.toml"))
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	d.cmd.Env = append(os.Environ(), "PATH="+programs.Dir+":"+os.Getenv("PATH"))
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -201,7 +220,7 @@ func (d *daemon) shims() []int {
 func (d *daemon) try(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "ctr", append([]string{"--address", d.address, "--namespace", "berth"}, args...)...)
+	cmd := exec.CommandContext(ctx, ctrProgram(), append([]string{"--address", d.address, "--namespace", "berth"}, args...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil {
