@@ -99,11 +99,27 @@ func (c *Client) NewContainer(ctx context.Context, o ContainerOptions) (made *Co
 	if err != nil {
 		return nil, err
 	}
-	created, err := c.Containers().Create(ctx, &containers.CreateContainerRequest{Container: record})
+	created, err := c.createRecord(ctx, record)
 	if err != nil {
 		return nil, errors.Join(err, c.undoCreate(ctx, record))
 	}
 	return &Container{Record: created.GetContainer(), Config: &config.Image.Config, client: c}, nil
+}
+
+// createRecord creates the record of a container. It does not let go of a call
+// that is under way when ctx ends: the daemon might go through with it after
+// undoCreate has looked.
+func (c *Client) createRecord(ctx context.Context, record *containers.Container) (*containers.CreateContainerResponse, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	whole, cancel := cleanupContext(ctx)
+	defer cancel()
+	created, err := c.Containers().Create(whole, &containers.CreateContainerRequest{Container: record})
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return created, err
 }
 
 // undoCreate removes the record of a Create that failed: a call that was cut
