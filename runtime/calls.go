@@ -116,8 +116,15 @@ func killRequest(id string, r *tasks.KillRequest) *shimtask.KillRequest {
 	return &shimtask.KillRequest{Id: id, ExecId: r.GetExecId(), Signal: r.GetSignal(), All: r.GetAll()}
 }
 
-// startSoon is how long after an Exec its Start is expected.
-const startSoon = 30 * time.Millisecond
+// startSoon is how long after an Exec its Start is expected, createSoon how long
+// after a container's record its task.
+const (
+	startSoon  = 30 * time.Millisecond
+	createSoon = 50 * time.Millisecond
+)
+
+// Expect says that a Create is likely to come soon. It does not wait.
+func (t *Tasks) Expect() { t.grace.Expect(createSoon) }
 
 // Exec registers a further process; Start runs it.
 func (t *Tasks) Exec(ctx context.Context, ns string, r *tasks.ExecProcessRequest) error {

@@ -14,8 +14,10 @@ import (
 type containerService struct {
 	containersgrpc.UnimplementedContainersServer
 	db *metadata.DB
-	// deleted is told of a record that is gone.
+	// deleted is told of a record that is gone, expect that one comes, which a
+	// task often follows at once.
 	deleted func(ctx context.Context, namespace, id string)
+	expect  func()
 }
 
 func (s *containerService) Get(ctx context.Context, r *containers.GetContainerRequest) (*containers.GetContainerResponse, error) {
@@ -52,6 +54,7 @@ func (s *containerService) Create(ctx context.Context, r *containers.CreateConta
 	if r.GetContainer() == nil {
 		return nil, missing("container")
 	}
+	s.expect()
 	c, err := s.db.Containers(anyScope(ctx)).Create(ctx, r.GetContainer())
 	if err != nil {
 		return nil, err

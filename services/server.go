@@ -123,7 +123,7 @@ func (s *Server) register(c Config, pidns uint64) {
 		uuid: c.UUID, pidns: pidns, plugins: plugins(c.Layout), runtime: c.RuntimeInfo,
 	})
 	namespacesgrpc.RegisterNamespacesServer(g, &namespaceService{db: c.DB})
-	containersgrpc.RegisterContainersServer(g, &containerService{db: c.DB, deleted: c.removeLog})
+	containersgrpc.RegisterContainersServer(g, &containerService{db: c.DB, deleted: c.removeLog, expect: c.Tasks.Expect})
 	sandboxgrpc.RegisterStoreServer(g, &sandboxStore{db: c.DB})
 	sandboxgrpc.RegisterControllerServer(g, &sandboxController{tasks: c.Tasks})
 	contentgrpc.RegisterContentServer(g, &contentService{db: c.DB})
