@@ -30,6 +30,9 @@ type container struct {
 	noPivot, noKeyring bool
 	shimGroup          string // where the shim itself is to be: the option shim_cgroup
 
+	source  *source  // of a task created from a checkpoint
+	pending [][]byte // limits for it, from before its restore; guarded by the lane
+
 	oom *oomCount // set by Create; nil where the kernel does not tell
 
 	// lane lets one call at a time change the task; see the package comment.
@@ -229,6 +232,9 @@ func (c *container) kill(ctx context.Context, p *process, sig unix.Signal, all b
 	}
 	if err := c.permit(p, Kill); err != nil {
 		return err
+	}
+	if c.report(p).state == FromCheckpoint {
+		return fmt.Errorf("%s: has no process before it is restored: %w", p.name(), errdefs.ErrNotFound)
 	}
 	err := c.shim.call(func() error { return c.runtime.Kill(ctx, c.id, sig, all) }, nil)
 	switch {

@@ -55,11 +55,14 @@ func (s *Shim) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.Cre
 		Bundle:      c.bundle,
 		Rootfs:      r.Rootfs,
 		Io:          &apievents.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+		Checkpoint:  r.Checkpoint,
 		Pid:         uint32(p.pid),
 	})
 	c.mu.Unlock()
 	s.config.Log.Info("task created", "task", c.id, "pid", p.pid)
-	s.watch(p)
+	if c.source == nil {
+		s.watch(p)
+	}
 	return &task.CreateTaskResponse{Pid: uint32(p.pid)}, nil
 }
 
@@ -78,9 +81,6 @@ func (s *Shim) prepare(r *task.CreateTaskRequest) (*container, streamPaths, erro
 	if err := names.Identifier(r.Id); err != nil {
 		return nil, paths, err
 	}
-	if r.Checkpoint != "" {
-		return nil, paths, fmt.Errorf("task %q: restore from a checkpoint: %w", r.Id, errdefs.ErrNotImplemented)
-	}
 	if !filepath.IsAbs(r.Bundle) {
 		return nil, paths, fmt.Errorf("task %q: bundle %q is not an absolute path: %w", r.Id, r.Bundle, errdefs.ErrInvalidArgument)
 	}
@@ -89,6 +89,10 @@ func (s *Shim) prepare(r *task.CreateTaskRequest) (*container, streamPaths, erro
 		return nil, paths, fmt.Errorf("task %q: %w", r.Id, err)
 	}
 	how := runtimeOf(s.config.Namespace, options.BinaryName, options.Root, options.SystemdCgroup)
+	from, err := sourceOf(r.Checkpoint, options)
+	if err != nil {
+		return nil, paths, fmt.Errorf("task %q: %w", r.Id, err)
+	}
 	life, end := context.WithCancel(context.Background())
 	return &container{
 		life:      life,
@@ -102,6 +106,7 @@ func (s *Shim) prepare(r *task.CreateTaskRequest) (*container, streamPaths, erro
 		noPivot:   options.NoPivotRoot,
 		noKeyring: options.NoNewKeyring,
 		shimGroup: options.ShimCgroup,
+		source:    from,
 		mounted:   len(r.Rootfs) > 0,
 		lane:      make(chan struct{}, 1),
 		execs:     map[string]*process{},
@@ -160,7 +165,10 @@ func (c *container) create(ctx context.Context, rootfs []*types.Mount, paths str
 		return nil, fmt.Errorf("task %q: %w", c.id, err)
 	}
 	undo = append(undo, func(context.Context) error { p.streams.close(); return nil })
-
+	if c.source != nil {
+		p.state = FromCheckpoint
+		return p, c.await(p)
+	}
 	pidFile := filepath.Join(p.dir, pidFileName)
 	undo = append(undo, func(ctx context.Context) error { return c.discard(ctx, p, pidFile) })
 	err = c.shim.call(func() error {

@@ -35,6 +35,9 @@ type fakeRuntime struct {
 	calls []string
 	init  int
 	argv  []string
+
+	dumped   oci.CheckpointOptions
+	restored oci.RestoreOptions
 }
 
 // hook sets what happens at a call; nil takes it away.
@@ -132,6 +135,24 @@ func (r *fakeRuntime) Pause(ctx context.Context, _ string) error  { return r.cal
 func (r *fakeRuntime) Resume(ctx context.Context, _ string) error { return r.called(ctx, "resume") }
 func (r *fakeRuntime) Update(ctx context.Context, _ string, _ []byte) error {
 	return r.called(ctx, "update")
+}
+
+func (r *fakeRuntime) Checkpoint(ctx context.Context, _ string, o oci.CheckpointOptions) error {
+	r.mu.Lock()
+	r.dumped = o
+	r.mu.Unlock()
+	return r.called(ctx, "checkpoint")
+}
+
+func (r *fakeRuntime) Restore(ctx context.Context, _ string, o oci.RestoreOptions) (err error) {
+	r.mu.Lock()
+	r.restored = o
+	r.mu.Unlock()
+	if err := r.called(ctx, "restore"); err != nil {
+		return err
+	}
+	r.init, err = r.spawn(o.PIDFile, o.Stdio)
+	return errors.Join(err, r.called(ctx, "is restored"))
 }
 
 // bench is a shim with a fake runtime and a bundle.

@@ -26,10 +26,18 @@ func (c *container) startInit(ctx context.Context) (pid int, err error) {
 	}
 	ctx, done := c.whileAlive(ctx)
 	defer done()
-	err = c.shim.call(func() error { return c.runtime.Start(ctx, c.id) }, nil)
+	restores := c.report(p).state == FromCheckpoint
+	if restores {
+		err = c.restore(ctx, p)
+	} else {
+		err = c.shim.call(func() error { return c.runtime.Start(ctx, c.id) }, nil)
+	}
 	end(err, topicStart, &apievents.TaskStart{ContainerId: c.id, Pid: uint32(p.pid)})
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", p.name(), err)
+	}
+	if restores {
+		c.shim.watch(p)
 	}
 	c.shim.config.Log.Info("task started", "task", c.id, "pid", p.pid)
 	return p.pid, nil
@@ -126,6 +134,9 @@ func (c *container) update(ctx context.Context, resources []byte) error {
 	if err := c.permit(c.init, Update); err != nil {
 		return err
 	}
+	if c.report(c.init).state == FromCheckpoint {
+		return c.updateLater(resources)
+	}
 	if err := c.shim.call(func() error { return c.runtime.Update(ctx, c.id, resources) }, nil); err != nil {
 		return fmt.Errorf("%s: %w", c.init.name(), err)
 	}
@@ -142,7 +153,7 @@ func (c *container) delete(ctx context.Context) (report, error) {
 	p := c.init
 	c.mu.Lock()
 	_, action, err := p.table().step(p.state, Delete)
-	p.silent = p.silent || action == KillCleanUp
+	p.silent = p.silent || action == KillCleanUp || action == Drop
 	c.mu.Unlock()
 	if err != nil {
 		return report{}, fmt.Errorf("%s: %w", p.name(), err)
@@ -161,6 +172,9 @@ func (c *container) delete(ctx context.Context) (report, error) {
 			return report{}, fmt.Errorf("%s: still there %s after the OCI runtime deleted it", p.name(), drainTime)
 		}
 		p.streams.close()
+	}
+	if action == Drop {
+		c.dropUnrestored(p)
 	}
 	c.dropExecs()
 	if c.mounted {

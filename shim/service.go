@@ -65,6 +65,9 @@ func (s *Shim) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteR
 // wireStates are the states as the API has them.
 var wireStates = [numStates]tasktypes.Status{
 	Created: tasktypes.Status_CREATED,
+
+	FromCheckpoint: tasktypes.Status_CREATED,
+
 	Running: tasktypes.Status_RUNNING,
 	Pausing: tasktypes.Status_PAUSING,
 	Paused:  tasktypes.Status_PAUSED,
@@ -196,16 +199,4 @@ func (s *Shim) Connect(_ context.Context, r *task.ConnectRequest) (*task.Connect
 func (s *Shim) Shutdown(context.Context, *task.ShutdownRequest) (*emptypb.Empty, error) {
 	s.leave()
 	return &emptypb.Empty{}, nil
-}
-
-// Checkpoint is not served yet.
-func (s *Shim) Checkpoint(_ context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	c, p, err := s.find(r.Id, "")
-	if err != nil {
-		return nil, err
-	}
-	if err := c.permit(p, Checkpoint); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("task %q: checkpoint: %w", r.Id, errdefs.ErrNotImplemented)
 }

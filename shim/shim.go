@@ -32,6 +32,8 @@ type Runtime interface {
 	Pause(ctx context.Context, id string) error
 	Resume(ctx context.Context, id string) error
 	Update(ctx context.Context, id string, resources []byte) error
+	Checkpoint(ctx context.Context, id string, o oci.CheckpointOptions) error
+	Restore(ctx context.Context, id string, o oci.RestoreOptions) error
 }
 
 // Mounter makes and removes the root file system of a container: in earnest

@@ -11,7 +11,8 @@ type State uint8
 
 // The states of a task (of init) and of an exec. Pausing is a task's only.
 const (
-	Created State = iota // made by the runtime, not started; an exec: registered
+	Created        State = iota // made by the runtime, not started; an exec: registered
+	FromCheckpoint              // has no process yet: Start restores one
 	Running
 	Pausing // the runtime is freezing it
 	Paused
@@ -48,6 +49,7 @@ type Action uint8
 const (
 	Nothing     Action = iota
 	RunProgram         // runtime start, or exec
+	Restore            // runtime restore
 	SendSignal         // runtime kill
 	Register           // take the exec into the table
 	Freeze             // runtime pause
@@ -56,14 +58,15 @@ const (
 	Dump               // runtime checkpoint
 	CleanUp            // wait for the output, runtime delete, unmount, forget
 	KillCleanUp        // the same for a process that still lives
+	Drop               // the same where there never was a process
 	numActions
 )
 
-var stateNames = [numStates]string{"created", "running", "pausing", "paused", "stopped", "deleted"}
+var stateNames = [numStates]string{"created", "created-from-checkpoint", "running", "pausing", "paused", "stopped", "deleted"}
 
 var eventNames = [numEvents]string{"start", "kill", "exec", "pause", "resume", "update", "checkpoint", "delete", "frozen", "not frozen", "exited"}
 
-var actionNames = [numActions]string{"", "run program", "send signal", "register", "freeze", "thaw", "set limits", "dump", "clean up", "kill, clean up"}
+var actionNames = [numActions]string{"", "run program", "restore", "send signal", "register", "freeze", "thaw", "set limits", "dump", "clean up", "kill, clean up", "drop"}
 
 func (s State) String() string  { return stateNames[s] }
 func (e Event) String() string  { return eventNames[e] }
@@ -82,6 +85,12 @@ type table map[State]map[Event]rule
 
 // taskTable is the life of a task, that is of its init process.
 var taskTable = table{
+	FromCheckpoint: {
+		Start:  {next: Running, act: Restore},
+		Kill:   {next: FromCheckpoint, act: SendSignal},
+		Update: {next: FromCheckpoint, act: SetLimits},
+		Delete: {next: Deleted, act: Drop},
+	},
 	Created: {
 		Start:  {next: Running, act: RunProgram},
 		Kill:   {next: Created, act: SendSignal},

@@ -18,6 +18,9 @@ var update = flag.Bool("update", false, "write docs/states.md anew")
 var contract = map[State]string{
 	// Start Kill Exec Pause Resume Update Checkpoint Delete
 	Created: "ok ok ok no no ok no ok",
+
+	FromCheckpoint: "ok ok no no no ok no ok",
+
 	Running: "no ok ok ok no ok ok no",
 	Pausing: "no ok no no no ok no no",
 	Paused:  "no ok no no ok ok ok no",
@@ -160,6 +163,10 @@ but what the shim observes.
 - An exec whose Start failed is still registered and can be started again.
 - A task deleted before it was started has exit status 0 and no exit event; who
   waits for it is told NotFound.
+- Of a task created from a checkpoint there is no process before its start: a
+  signal is NotFound, new limits hold from the restore on, and a restore that
+  fails leaves it as it was.
+- A checkpoint that ends the task leads to stopped by way of the exit.
 `)
 	return b.String()
 }

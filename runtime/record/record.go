@@ -52,6 +52,7 @@ const (
 	DeleteSeenFile = "delete.seen"
 	SeenDir        = "seen"
 	BootstrapFile  = "bootstrap.json"
+	CriuFile       = "berth.json" // among a checkpoint's images
 )
 
 // Version is that of the files this package writes. A higher one is refused.
@@ -114,8 +115,21 @@ type Runtime struct {
 	SystemdCgroup bool   `json:"systemd_cgroup,omitempty"`
 }
 
+// Criu says what criu was allowed when it made a checkpoint, and so has to be at
+// its restore. It is among the images; in those of other programs it is missing.
+type Criu struct {
+	Version         int      `json:"version"`
+	OpenTCP         bool     `json:"open_tcp,omitempty"`
+	ExternalSockets bool     `json:"external_sockets,omitempty"`
+	Terminal        bool     `json:"terminal,omitempty"`
+	FileLocks       bool     `json:"file_locks,omitempty"`
+	EmptyNamespaces []string `json:"empty_namespaces,omitempty"`
+	CgroupsMode     string   `json:"cgroups_mode,omitempty"`
+}
+
 // Started is a container process that the OCI runtime has made. A start time of
 // 0, under a foreign shim, is that of a process that this machine does not have.
+// The pid of a task from a checkpoint is 0 until its start has restored it.
 type Started struct {
 	Version   int    `json:"version"`
 	PID       int    `json:"pid"`
