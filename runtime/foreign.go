@@ -1,26 +1,20 @@
 package runtime
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/internal/durable"
-	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/runtime/record"
 )
 
@@ -33,13 +27,6 @@ const (
 	addressFile = "address"
 )
 
-// startMax bounds what is kept of what the start of a shim prints.
-const startMax = 64 << 10
-
-// startPipes is how long the output of a start is read after its end: the shim
-// that it left running may hold it open.
-const startPipes = 500 * time.Millisecond
-
 // startForeign starts the shim of a new bundle by its own "start" command and
 // connects to it. What it prints says where it listens.
 func (t *Tasks) startForeign(ctx context.Context, k *task, p *plan) (*conn, error) {
@@ -47,6 +34,7 @@ func (t *Tasks) startForeign(ctx context.Context, k *task, p *plan) (*conn, erro
 		return nil, fmt.Errorf("make bundle: %w", err)
 	}
 	t.followLog(k)
+	t.askOnce(k)
 	output, err := t.callStart(ctx, k, p)
 	if err != nil {
 		return nil, err
@@ -188,65 +176,6 @@ func (k *task) foreign() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.intent.Foreign
-}
-
-// runForeign runs a command of a task's foreign shim and gives what it prints.
-func (t *Tasks) runForeign(ctx context.Context, k *task, limit time.Duration, input []byte, command ...string) ([]byte, error) {
-	binary := k.view().intent.Binary
-	what := filepath.Base(binary) + " " + command[len(command)-1]
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	args := append([]string{"-namespace", k.ns, "-address", t.cfg.Address, "-publish-binary", t.cfg.Daemon, "-id", k.id}, t.debugFlag()...)
-	args = append(args, command...)
-	cmd := exec.CommandContext(ctx, binary, args...)
-	cmd.Dir = k.dir
-	cmd.Env = append(t.shimEnv(k.ns), "GOMAXPROCS=2", "MAX_SHIM_VERSION=2") // the literal 2, also for those of version 3
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // not reaped yet
-	cmd.WaitDelay = startPipes
-	cmd.Stdin = bytes.NewReader(input)
-	out, errOut := &clipped{max: startMax}, &clipped{max: startMax}
-	cmd.Stdout, cmd.Stderr = out, errOut
-	if command[len(command)-1] == "start" {
-		cmd.Stderr = out // read together, as one answer
-	}
-	err := sys.StartPlain(cmd.Start)
-	if err == nil {
-		err = cmd.Wait()
-	}
-	switch {
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%s did not end within %s: %w%s", what, limit, ctx.Err(), quoted(out, errOut))
-	case errors.Is(err, exec.ErrWaitDelay): // it left somebody with its output
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w%s", what, plain(err), quoted(out, errOut))
-	}
-	if out.over {
-		return nil, fmt.Errorf("%s: more than %d bytes of output", what, startMax)
-	}
-	if errOut.buf.Len() > 0 {
-		t.cfg.Log.Warn("shim says", "namespace", k.ns, "id", k.id, "command", what, "text", clip(errOut.buf.String()))
-	}
-	return out.buf.Bytes(), nil
-}
-
-// debugFlag has a shim log as much as the daemon does.
-func (t *Tasks) debugFlag() []string {
-	if t.cfg.Log.Enabled(context.Background(), slog.LevelDebug) {
-		return []string{"-debug"}
-	}
-	return nil
-}
-
-// quoted is the output of a command that failed, for its error.
-func quoted(outputs ...*clipped) string {
-	var text string
-	for _, o := range outputs {
-		if s := bytes.TrimSpace(o.buf.Bytes()); len(s) > 0 {
-			text += fmt.Sprintf(": %q", s[max(0, len(s)-logTailSize):])
-		}
-	}
-	return text
 }
 
 // writeContact records where a foreign shim listens.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -63,6 +64,9 @@ func foreignMain(shadow string, args []string) {
 		}
 		return ""
 	}
+	if len(args) == 1 && args[0] == "-info" {
+		foreignInfo(shadow)
+	}
 	f := foreignFake{fakeShim: &fakeShim{ns: value("-namespace"), id: value("-id"), dir: filepath.Join(shadow, value("-id"))}}
 	command := args[len(args)-1]
 	data, err := os.ReadFile(record.ConfigFile) // in the working directory
@@ -92,6 +96,36 @@ func foreignMain(shadow string, args []string) {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "foreign shim:", err)
+		os.Exit(3)
+	}
+	os.Exit(0)
+}
+
+// foreignInfo tells what the fake is; it notes that it was asked.
+func foreignInfo(shadow string) {
+	input, err := io.ReadAll(os.Stdin)
+	var options anypb.Any
+	if err == nil {
+		err = proto.Unmarshal(input, &options)
+	}
+	if err == nil {
+		err = os.MkdirAll(shadow, 0o700)
+	}
+	if err == nil {
+		var asked *os.File
+		asked, err = os.OpenFile(filepath.Join(shadow, "asked"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err == nil {
+			_, err = fmt.Fprintf(asked, "%q\n", options.GetTypeUrl())
+		}
+	}
+	out, merr := proto.Marshal(&types.RuntimeInfo{
+		Name: "fake", Version: &types.RuntimeVersion{Version: "1.2"}, Annotations: map[string]string{allowMounts: "mkfs/*,special"},
+	})
+	if err == nil && merr == nil {
+		_, err = os.Stdout.Write(out)
+	}
+	if err != nil || merr != nil {
+		fmt.Fprintln(os.Stderr, err, merr)
 		os.Exit(3)
 	}
 	os.Exit(0)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -389,4 +390,57 @@ func TestForeignOneHangs(t *testing.T) {
 		t.Error("created")
 	}
 	m.goneForeign("hangs")
+}
+
+// TestForeignInfo asks a shim what it can do: once for each runtime name, and
+// whenever somebody wants to know. One that does not say is served all the same.
+func TestForeignInfo(t *testing.T) {
+	m := newMachine(t)
+	shim := m.fakeForeign()
+	d := m.start()
+	for _, id := range []string{"a", "b"} {
+		c := foreignContainer(id, shim, foreignScript{Args: []string{"true"}})
+		c.Runtime.Options = &anypb.Any{TypeUrl: "other.project/Options", Value: []byte{1}}
+		if _, err := d.Create(t.Context(), testNS, c, &tasks.CreateTaskRequest{ContainerId: id}); err != nil {
+			t.Fatal(err)
+		}
+		d.startTask(id)
+		d.end(id, 0)
+	}
+	m.eventually("the shim to be asked", func() error {
+		if !strings.Contains(m.logText(), `msg="shim found" runtime=`+shim+` path=`+shim+` name=fake version=1.2 makes_mounts=mkfs/*,special`) {
+			return errors.New("no word of it in the log")
+		}
+		return nil
+	})
+	if asked, err := os.ReadFile(filepath.Join(m.dir, "foreign", "asked")); err != nil || string(asked) != "\"other.project/Options\"\n" {
+		t.Errorf("asked: %q, %v", asked, err)
+	}
+	info, err := d.Info(t.Context(), shim, nil)
+	if err != nil || info.GetName() != "fake" {
+		t.Errorf("%v, %v", info, err)
+	}
+	if _, err := d.Info(t.Context(), RuntimeRunc, nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("our own: %v", err)
+	}
+	if _, err := d.Info(t.Context(), "io.containerd.nosuch.v1", nil); !errdefs.IsNotFound(err) {
+		t.Errorf("not installed: %v", err)
+	}
+	bad := m.scripted("bad", `[ $cmd = -info ] && echo garbage`)
+	if _, err := d.Info(t.Context(), bad, nil); err == nil || !strings.Contains(err.Error(), "containerd-shim-bad-v2 -info: output is no RuntimeInfo") {
+		t.Errorf("garbage: %v", err)
+	}
+	mad := m.scripted("mad", `[ $cmd = -info ] && exit 1; exec `+shim+` "$@"`)
+	c := foreignContainer("c", mad, foreignScript{Args: []string{"true"}})
+	if _, err := d.Create(t.Context(), testNS, c, &tasks.CreateTaskRequest{ContainerId: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	d.startTask("c")
+	d.end("c", 0)
+	m.eventually("a word of it", func() error {
+		if !strings.Contains(m.logText(), `msg="shim does not tell what it can do" runtime=`+mad) {
+			return errors.New("none")
+		}
+		return nil
+	})
 }

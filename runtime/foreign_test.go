@@ -306,14 +306,14 @@ func TestForeignStartFails(t *testing.T) {
 	m.deadlines.ShimStart = 2 * time.Second
 	d := m.start()
 	for name, c := range map[string]struct{ script, want string }{
-		"refuses": {`[ $cmd = delete ] || { echo no kernel module >&2; exit 3; }`, `start: exit status 3: "no kernel module"`},
-		"garbage": {`[ $cmd = delete ] || printf 'level=info msg=hello there'`, "is no address"},
+		"refuses": {`[ $cmd != start ] || { echo no kernel module >&2; exit 3; }`, `start: exit status 3: "no kernel module"`},
+		"garbage": {`[ $cmd != start ] || printf 'level=info msg=hello there'`, "is no address"},
 		"silent":  {`true`, "printed no address"},
-		"floods":  {`[ $cmd = delete ] || head -c 10000000 /dev/zero | tr '\0' x`, "more than 65536 bytes of output"},
-		"hangs":   {`[ $cmd = delete ] || exec sleep 1000`, "did not end within 2s"},
-		"too-new": {`[ $cmd = delete ] || echo '{"version":4,"address":"unix:///s"}'`, "version 4 of the task API"},
-		"nobody":  {`[ $cmd = delete ] || echo unix:///nobody/listens`, "connect to the shim at unix:///nobody/listens"},
-		"holds":   {`[ $cmd = delete ] || { sleep 1000 & echo $! > ../held; echo two words; }`, "is no address"},
+		"floods":  {`[ $cmd != start ] || head -c 10000000 /dev/zero | tr '\0' x`, "more than 65536 bytes of output"},
+		"hangs":   {`[ $cmd != start ] || exec sleep 1000`, "did not end within 2s"},
+		"too-new": {`[ $cmd != start ] || echo '{"version":4,"address":"unix:///s"}'`, "version 4 of the task API"},
+		"nobody":  {`[ $cmd != start ] || echo unix:///nobody/listens`, "connect to the shim at unix:///nobody/listens"},
+		"holds":   {`[ $cmd != start ] || { sleep 1000 & echo $! > ../held; echo two words; }`, "is no address"},
 	} {
 		shim := m.scripted(name, c.script)
 		con := containerOf(name, script{})
@@ -347,7 +347,7 @@ func TestForeignStartCall(t *testing.T) {
 	m := newMachine(t)
 	d := m.start()
 	out := filepath.Join(m.dir, "call")
-	shim := m.scripted("looks", `[ $cmd = delete ] && exit 0; { pwd; echo "$@"; env; } > `+out+`; cat > `+out+`.in; exit 1`)
+	shim := m.scripted("looks", `[ $cmd = start ] || exit 0; { pwd; echo "$@"; env; } > `+out+`; cat > `+out+`.in; exit 1`)
 	con := containerOf("a", script{})
 	con.Runtime.Name = shim
 	if _, err := d.Create(t.Context(), testNS, con, &tasks.CreateTaskRequest{ContainerId: "a"}); err == nil {
@@ -379,7 +379,7 @@ func TestForeignStartCall(t *testing.T) {
 func TestForeignLog(t *testing.T) {
 	m := newMachine(t)
 	d := m.start()
-	shim := m.scripted("talks", `[ $cmd = delete ] && exit 0; echo "hello from the shim" > log; head -c 100000 /dev/zero | tr '\0' x > log; echo > log; echo later > log; exit 1`)
+	shim := m.scripted("talks", `[ $cmd = start ] || exit 0; echo "hello from the shim" > log; head -c 100000 /dev/zero | tr '\0' x > log; echo > log; echo later > log; exit 1`)
 	con := containerOf("a", script{})
 	con.Runtime.Name = shim
 	if _, err := d.Create(t.Context(), testNS, con, &tasks.CreateTaskRequest{ContainerId: "a"}); err == nil {

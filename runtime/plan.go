@@ -166,6 +166,7 @@ type foundShims struct {
 	mu    sync.Mutex        // guards the rest
 	paths map[string]string // by name
 	older map[string]bool   // by path: those that take the bare options
+	asked map[string]bool   // by runtime name: those that were asked what they can do
 }
 
 func (f *foundShims) isOlder(path string) bool {

@@ -92,7 +92,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 		log.Warn("what imports have left that were cut off stays for a day", "error", err)
 	}
 	keeper := &restart.Engine{Store: restart.Records{DB: st.db}, Tasks: tasks, Journal: st.journal, Log: log}
-	runtimes := &features{binary: cfg.Runtime.Binary, deadline: cfg.Deadlines.Features.Duration}
+	runtimes := &features{binary: cfg.Runtime.Binary, deadline: cfg.Deadlines.Features.Duration, foreign: tasks.Info}
 
 	// Surface: the services.
 	p.server, err = services.New(services.Config{

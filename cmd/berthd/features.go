@@ -30,6 +30,8 @@ const (
 type features struct {
 	binary   string        // of a request that names none
 	deadline time.Duration // for one answer
+	// foreign asks the shim of another runtime than our own.
+	foreign func(ctx context.Context, runtime string, options *anypb.Any) (*types.RuntimeInfo, error)
 
 	// mu guards known. No process is run under it.
 	mu    sync.Mutex
@@ -51,7 +53,7 @@ func (f *features) info(ctx context.Context, r *types.RuntimeRequest) (*types.Ru
 		name = runtimeName
 	}
 	if name != runtimeName && name != ownName {
-		return nil, fmt.Errorf("features of runtime %q, which is not berth's own, are not asked for by this version of berth: %w", name, errdefs.ErrNotImplemented)
+		return f.foreign(ctx, name, r.GetOptions())
 	}
 	binary := f.binary
 	if options := r.GetOptions(); protobuf.Is(options, (*runc.Options)(nil)) {

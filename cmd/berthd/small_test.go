@@ -148,9 +148,11 @@ func TestFeaturesThatFail(t *testing.T) {
 		{"killed", killed, "", errAny, patience},
 		{"missing", "/nonexistent/runc", "", errdefs.ErrNotFound, patience},
 		{"missing in PATH", "no-such-runtime", "", errdefs.ErrNotFound, patience},
-		{"foreign", old, "io.containerd.kata.v2", errdefs.ErrNotImplemented, patience},
+		{"foreign", old, "io.containerd.kata.v2", errForeign, patience},
 	} {
-		f := &features{binary: c.binary, deadline: c.deadline}
+		f := &features{binary: c.binary, deadline: c.deadline, foreign: func(_ context.Context, name string, _ *anypb.Any) (*types.RuntimeInfo, error) {
+			return nil, fmt.Errorf("%s: %w", name, errForeign)
+		}}
 		info, err := f.info(t.Context(), &types.RuntimeRequest{RuntimePath: c.path})
 		switch {
 		case c.want == nil && (err != nil || info.GetFeatures() != nil):
@@ -161,4 +163,7 @@ func TestFeaturesThatFail(t *testing.T) {
 	}
 }
 
-var errAny = errors.New("any error")
+var (
+	errAny     = errors.New("any error")
+	errForeign = errors.New("the foreign shim was asked")
+)
