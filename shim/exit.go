@@ -48,10 +48,12 @@ func (s *Shim) watch(p *process) {
 func (s *Shim) reap(p *process) {
 	ctx, cancel := cleaning(context.Background())
 	defer cancel()
+	// Before it is reaped: afterwards the pid may be that of a new process, which is
+	// known, too. A sweep that is faster does no harm.
+	s.known.remove(p.pid)
 	if _, err := p.handle.Wait(ctx); err != nil && !errors.Is(err, sys.ErrNotChild) {
 		s.config.Log.Warn("process not reaped", "task", p.c.id, "exec", p.id, "pid", p.pid, "error", err)
 	}
-	s.known.remove(p.pid)
 }
 
 // exitStatus is the wire's form of how a process ended: its code, or 128 and

@@ -54,12 +54,17 @@ func (p *pod) id(name string) string { return p.prefix + "-" + name }
 
 func (p *pod) bundle(name string) string { return filepath.Join(p.dir, name) }
 
-// command runs a command of the shim for a container, in its bundle.
-func (p *pod) command(name string, args ...string) (string, error) {
+// command is a command of the shim for a container, in its bundle.
+func (p *pod) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(binary, append([]string{"-namespace", namespace, "-address", filepath.Join(p.dir, "none"), "-publish-binary", "/none", "-id", p.id(name)}, args...)...)
 	cmd.Dir = p.bundle(name)
 	cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+p.d.path, "BERTH_OCI_ROOT="+filepath.Join(p.dir, "oci"))
-	out, err := cmd.CombinedOutput()
+	return cmd
+}
+
+// start runs start; daemons read both its outputs together.
+func (p *pod) start(name string) (string, error) {
+	out, err := p.command(name, "start").CombinedOutput()
 	return string(out), err
 }
 
@@ -83,7 +88,7 @@ func (p *pod) furnish(name string, argv ...string) {
 // join has start find or make the shim.
 func (p *pod) join(name string) {
 	p.t.Helper()
-	address, err := p.command(name, "start")
+	address, err := p.start(name)
 	if err != nil || p.address != "" && p.address != address {
 		p.t.Fatalf("start: %q, %v; the pod's shim is at %q", address, err, p.address)
 	}
@@ -173,12 +178,18 @@ func (p *pod) exec(name string, argv ...string) uint32 {
 
 // lastWord runs delete for a container and gives its exit status.
 func (p *pod) lastWord(name string) (uint32, error) {
-	out, err := p.command(name, "-bundle", p.bundle(name), "delete")
+	cmd := p.command(name, "-bundle", p.bundle(name), "delete")
+	var errOut strings.Builder
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if errOut.Len() > 0 {
+		p.t.Logf("delete of %s: %s", name, errOut.String())
+	}
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s", err, out)
+		return 0, err
 	}
 	var answer task.DeleteResponse
-	err = proto.Unmarshal([]byte(out), &answer)
+	err = proto.Unmarshal(out, &answer)
 	return answer.ExitStatus, err
 }
 
@@ -320,7 +331,7 @@ func TestPodAtOnce(t *testing.T) {
 			name := fmt.Sprint(n)
 			ctx, id := t.Context(), p.id(name)
 			if n > 0 {
-				if address, err := p.command(name, "start"); err != nil || address != p.address {
+				if address, err := p.start(name); err != nil || address != p.address {
 					t.Errorf("%q, %v", address, err)
 				}
 			}

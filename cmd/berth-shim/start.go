@@ -122,7 +122,8 @@ func groupOf(bundle, id string) (string, error) {
 	var spec struct {
 		Annotations map[string]string `json:"annotations"`
 	}
-	if err := json.NewDecoder(io.LimitReader(f, maxInput)).Decode(&spec); err != nil {
+	err = json.NewDecoder(io.LimitReader(f, maxInput)).Decode(&spec)
+	if err != nil && !errors.Is(err, io.EOF) { // a sandbox may have an empty one
 		return "", fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	for _, name := range groupAnnotations {
