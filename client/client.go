@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -35,6 +36,13 @@ const dialTimeout = 5 * time.Second
 // maxReconnect is the longest pause between attempts to reach a daemon that
 // went away.
 const maxReconnect = time.Second
+
+// restartTime is how long a daemon may be away while it is started again: a
+// socket that nobody listens on is one that a daemon has left.
+const (
+	restartTime  = time.Second
+	restartPause = 20 * time.Millisecond
+)
 
 // Options says how a client behaves. The zero value is ready for use.
 type Options struct {
@@ -78,7 +86,9 @@ func (e *DialError) Error() string {
 func (e *DialError) Unwrap() error { return e.Err }
 
 // Dial connects to the daemon at address, the path of its socket with or without
-// "unix://" before it. It returns when the connection stands, or a *DialError.
+// "unix://" before it. It returns when the connection stands, or a *DialError. A
+// socket on which nobody listens is tried for a second, as a restart of the daemon
+// leaves one for as long as that takes.
 // The connection is kept, and made again whenever the daemon is.
 func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	path := strings.TrimPrefix(address, "unix://")
@@ -120,12 +130,9 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 
 // connect makes a connection and waits until it stands.
 func connect(ctx context.Context, path string) (*grpc.ClientConn, error) {
-	// The errors of a connection that gRPC makes are texts; these are errors.
-	probe, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, plain(err)
+	if err := probe(ctx, path); err != nil {
+		return nil, err
 	}
-	probe.Close()
 	pace := backoff.DefaultConfig
 	pace.BaseDelay, pace.MaxDelay = 50*time.Millisecond, maxReconnect
 	conn, err := grpc.NewClient("passthrough:///"+path,
@@ -146,6 +153,28 @@ func connect(ctx context.Context, path string) (*grpc.ClientConn, error) {
 		}
 	}
 	return conn, nil
+}
+
+// probe finds out whether somebody listens, for an error to tell apart: those of
+// a connection that gRPC makes are texts. It waits for a daemon that is being
+// started again.
+func probe(ctx context.Context, path string) error {
+	deadline, left := time.Now().Add(restartTime), false
+	for {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+		if err == nil {
+			return conn.Close()
+		}
+		left = left || errors.Is(err, syscall.ECONNREFUSED)
+		if !left || time.Now().After(deadline) {
+			return plain(err)
+		}
+		select {
+		case <-ctx.Done():
+			return plain(err)
+		case <-time.After(restartPause):
+		}
+	}
 }
 
 // plain takes from an error of a dial what its address and "connect" say again.

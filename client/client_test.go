@@ -147,3 +147,31 @@ func TestFIFODirIsBesideTheSocket(t *testing.T) {
 		t.Errorf("stdout is %q", stdout)
 	}
 }
+
+func TestProbeWaitsForRestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	left, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left.SetUnlinkOnClose(false)
+	left.Close()
+	done := make(chan error, 1)
+	go func() { done <- probe(t.Context(), path) }()
+	select {
+	case err := <-done:
+		t.Fatalf("while the daemon is away: %v", err)
+	case <-time.After(3 * restartPause):
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := <-done; err != nil {
+		t.Errorf("with the daemon back: %v", err)
+	}
+}

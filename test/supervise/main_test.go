@@ -6,6 +6,7 @@ package supervise
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -110,10 +111,14 @@ func (w *world) run(name string, args ...string) {
 }
 
 func (w *world) tryRun(ctx context.Context, name string, args ...string) error {
-	c, err := w.client.NewContainer(ctx, client.ContainerOptions{
+	leased, end, err := w.client.Lease(ctx, time.Hour)
+	if err != nil {
+		return err
+	}
+	c, err := leased.NewContainer(ctx, client.ContainerOptions{
 		ID: w.id(name), Image: harness.ImageName, Spec: spec.Options{Args: args},
 	})
-	if err != nil {
+	if err := errors.Join(err, end()); err != nil {
 		return err
 	}
 	p, err := c.NewTask(ctx, client.TaskOptions{})
