@@ -83,11 +83,16 @@ func (t *Tasks) Start(ctx context.Context, ns string, r *tasks.StartRequest) (*t
 		defer t.grace.Hold()()
 	}
 	_, err := t.with(ctx, ns, r.GetContainerId(), "start", func(k *task, c *conn) (err error) {
-		reply, err = call(ctx, c, "start the process", t.cfg.Deadlines.Start, c.shim.Start,
+		limit := t.cfg.Deadlines.Start
+		if r.GetExecId() == "" && k.view().intent.Checkpoint != "" {
+			limit = t.cfg.Deadlines.Checkpoint
+		}
+		reply, err = call(ctx, c, "start the process", limit, c.shim.Start,
 			&shimtask.StartRequest{Id: k.id, ExecId: r.GetExecId()})
 		switch {
 		case err != nil:
 		case r.GetExecId() == "":
+			t.restored(k, int(reply.GetPid()))
 			t.noteStatus(k, apitask.Status_RUNNING)
 		default:
 			t.recordExec(k, r.GetExecId(), int(reply.GetPid()))
@@ -184,14 +189,6 @@ func (t *Tasks) Update(ctx context.Context, ns string, r *tasks.UpdateTaskReques
 			Id: r.GetContainerId(), Resources: r.GetResources(), Annotations: r.GetAnnotations(),
 		})
 	})
-}
-
-// Checkpoint is not served yet.
-func (t *Tasks) Checkpoint(ctx context.Context, ns string, r *tasks.CheckpointTaskRequest) (*tasks.CheckpointTaskResponse, error) {
-	if _, err := t.lookup(ns, r.GetContainerId()); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("checkpoint of task %q: this build has no checkpoints: %w", r.GetContainerId(), errdefs.ErrNotImplemented)
 }
 
 // emptyMethod is a method of the shim that answers nothing.

@@ -58,6 +58,7 @@ type Config struct {
 type Deadlines struct {
 	Create     time.Duration // shim start, rootfs mounts and the OCI runtime's create: 2 minutes
 	Start      time.Duration // start of init or an exec: 1 minute
+	Checkpoint time.Duration // a dump, and a start that restores one: 10 minutes
 	Delete     time.Duration // the shim's Delete, output drained: 1 minute
 	Control    time.Duration // pause, resume, update, exec, resize, closing of stdin, pids: 10 seconds
 	Kill       time.Duration // 10 seconds
@@ -130,6 +131,7 @@ func (d *Deadlines) setDefaults() {
 	}{
 		{&d.Create, 2 * time.Minute},
 		{&d.Start, time.Minute},
+		{&d.Checkpoint, 10 * time.Minute},
 		{&d.Delete, time.Minute},
 		{&d.Control, 10 * time.Second},
 		{&d.Kill, 10 * time.Second},

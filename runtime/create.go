@@ -22,6 +22,11 @@ import (
 // Create starts a shim and makes the container in it, not yet started. After an
 // error nothing of it is left.
 func (t *Tasks) Create(ctx context.Context, ns string, c *containers.Container, r *tasks.CreateTaskRequest) (*tasks.CreateTaskResponse, error) {
+	return t.CreateFrom(ctx, ns, c, r, nil)
+}
+
+// createTask is Create without the start that some restores ask for.
+func (t *Tasks) createTask(ctx context.Context, ns string, c *containers.Container, r *tasks.CreateTaskRequest, blobs Blobs) (*tasks.CreateTaskResponse, error) {
 	if err := errors.Join(names.Namespace(ns), names.Identifier(r.GetContainerId())); err != nil {
 		return nil, err
 	}
@@ -39,6 +44,7 @@ func (t *Tasks) Create(ctx context.Context, ns string, c *containers.Container, 
 		return nil, fmt.Errorf("create task %q: %w", id, err)
 	}
 	p.intent.BootID, p.intent.CreatedAt = t.bootID, t.cfg.Now()
+	p.blobs = blobs
 	k, err := t.reserve(p.intent)
 	if err != nil {
 		return nil, fmt.Errorf("create: %w", err)
@@ -97,6 +103,9 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(t.ctx, cancel)()
+	if err := t.unpack(ctx, k, p); err != nil {
+		return 0, t.undo(k, nil, nil, false, err)
+	}
 	leave, err := t.enterPod(ctx, k)
 	if err != nil {
 		return 0, t.undo(k, nil, nil, false, err)
@@ -182,6 +191,17 @@ func (t *Tasks) startOwn(ctx context.Context, k *task, cgroup string) (*child, *
 
 // created takes a task over from its shim: the outcome of the intent.
 func (k *task) created(c *conn) error {
+	if err := k.takeInit(); err != nil {
+		return err
+	}
+	k.setStatus(apitask.Status_CREATED)
+	k.set(connected, "", c)
+	return nil
+}
+
+// takeInit takes a handle on the process that is on record. A task from a
+// checkpoint has none before its start.
+func (k *task) takeInit() error {
 	started, err := readRecord[record.Started](k.dir, record.StartedFile)
 	if err == nil && started == nil {
 		err = fmt.Errorf("the shim has left no %s", record.StartedFile)
@@ -189,12 +209,7 @@ func (k *task) created(c *conn) error {
 	if err != nil {
 		return err
 	}
-	if err := k.hold(k.init, *started); err != nil {
-		return err
-	}
-	k.setStatus(apitask.Status_CREATED)
-	k.set(connected, "", c)
-	return nil
+	return k.hold(k.init, *started)
 }
 
 // undo removes what a failed create has made, and gives the error for the
@@ -291,6 +306,9 @@ func (t *Tasks) clear(k *task) error {
 // its socket. The files of the bundle stay until unshelve, so that the next
 // daemon can publish the task's last events if this one ends before it has.
 func (t *Tasks) shelve(k *task) error {
+	if err := t.clearImages(k); err != nil {
+		return err
+	}
 	gone, err := t.bundles.remove(k.ns, k.id)
 	if err != nil {
 		return err

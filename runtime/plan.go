@@ -35,6 +35,9 @@ type plan struct {
 	config  []byte
 	request *shimtask.CreateTaskRequest
 	cgroup  string // where the shim is to be, if anywhere
+
+	checkpoint *types.Descriptor // the blob to unpack, if any
+	blobs      Blobs             // where that is; nil: nowhere
 }
 
 // plan checks what a Create asks for. Nothing has happened when it fails.
@@ -43,8 +46,6 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 	switch {
 	case c.GetId() != id:
 		return nil, fmt.Errorf("container %q is not %q: %w", c.GetId(), id, errdefs.ErrInvalidArgument)
-	case r.GetCheckpoint() != nil:
-		return nil, fmt.Errorf("restoring from a checkpoint: %w", errdefs.ErrNotImplemented)
 	case r.GetTaskApiAddress() != "":
 		return nil, joining(r.GetTaskApiAddress())
 	case len(c.GetSpec().GetValue()) == 0:
@@ -70,16 +71,26 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 	if err != nil {
 		return nil, err
 	}
+	checkpoint, blob, err := checkpointOf(r, o)
+	if err != nil {
+		return nil, err
+	}
+	if blob != nil {
+		checkpoint = t.imagesDir(ns, id)
+	}
 	p := &plan{
-		config: c.GetSpec().GetValue(),
-		cgroup: o.GetShimCgroup(),
+		checkpoint: blob,
+		config:     c.GetSpec().GetValue(),
+		cgroup:     o.GetShimCgroup(),
 		intent: record.Intent{
 			Version: record.Version, Namespace: ns, ID: id, Runtime: runtime, Binary: binary, Foreign: foreign, Group: group,
 			Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(),
+			Checkpoint: checkpoint,
 		},
 		request: &shimtask.CreateTaskRequest{
 			Id: id, Bundle: t.bundles.path(ns, id), Rootfs: r.GetRootfs(), Options: options,
 			Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(),
+			Checkpoint: checkpoint,
 		},
 	}
 	if options != nil {

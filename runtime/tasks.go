@@ -153,6 +153,7 @@ func (t *Tasks) load() error {
 	if err := t.findStrays(); err != nil {
 		return err
 	}
+	t.sweepImages()
 	if last == t.bootID {
 		return nil
 	}

@@ -2,7 +2,6 @@ package services
 
 import (
 	"context"
-	"fmt"
 
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -51,7 +50,7 @@ func (s *taskService) Create(ctx context.Context, r *tasks.CreateTaskRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	return s.tasks.Create(ctx, sc.Namespace, c, r)
+	return s.tasks.CreateFrom(ctx, sc.Namespace, c, r, checkpoints{s.db.Blobs(sc)})
 }
 
 func (s *taskService) Start(ctx context.Context, r *tasks.StartRequest) (*tasks.StartResponse, error) {
@@ -121,10 +120,4 @@ func (s *taskService) Metrics(ctx context.Context, r *tasks.MetricsRequest) (*ta
 
 func (s *taskService) Wait(ctx context.Context, r *tasks.WaitRequest) (*tasks.WaitResponse, error) {
 	return ask(ctx, s, r, s.tasks.Wait)
-}
-
-func (s *taskService) Checkpoint(ctx context.Context, r *tasks.CheckpointTaskRequest) (*tasks.CheckpointTaskResponse, error) {
-	return ask(ctx, s, r, func(context.Context, string, *tasks.CheckpointTaskRequest) (*tasks.CheckpointTaskResponse, error) {
-		return nil, notServed(fmt.Sprintf("checkpoint of task %q", r.GetContainerId()), "stop the task and create it anew instead")
-	})
 }

@@ -77,21 +77,23 @@ type Mount struct {
 
 // Intent is what a Create asked for.
 type Intent struct {
-	Version   int       `json:"version"`
-	Namespace string    `json:"namespace"`
-	ID        string    `json:"id"`
-	Runtime   string    `json:"runtime"`           // runtime name, such as io.containerd.runc.v2
-	Binary    string    `json:"binary"`            // resolved path of the shim
-	Group     string    `json:"group,omitempty"`   // the pod whose shim it shares
-	Foreign   bool      `json:"foreign,omitempty"` // the shim is not our own: it keeps no records
-	Options   *Any      `json:"options,omitempty"` // runtime options
-	Rootfs    []Mount   `json:"rootfs,omitempty"`
-	Stdin     string    `json:"stdin,omitempty"`
-	Stdout    string    `json:"stdout,omitempty"`
-	Stderr    string    `json:"stderr,omitempty"`
-	Terminal  bool      `json:"terminal,omitempty"`
-	BootID    string    `json:"boot_id"` // /proc/sys/kernel/random/boot_id
-	CreatedAt time.Time `json:"created_at"`
+	Version   int     `json:"version"`
+	Namespace string  `json:"namespace"`
+	ID        string  `json:"id"`
+	Runtime   string  `json:"runtime"`           // runtime name, such as io.containerd.runc.v2
+	Binary    string  `json:"binary"`            // resolved path of the shim
+	Group     string  `json:"group,omitempty"`   // the pod whose shim it shares
+	Foreign   bool    `json:"foreign,omitempty"` // the shim is not our own: it keeps no records
+	Options   *Any    `json:"options,omitempty"` // runtime options
+	Rootfs    []Mount `json:"rootfs,omitempty"`
+	Stdin     string  `json:"stdin,omitempty"`
+	Stdout    string  `json:"stdout,omitempty"`
+	Stderr    string  `json:"stderr,omitempty"`
+	Terminal  bool    `json:"terminal,omitempty"`
+	// Checkpoint is the directory with the images that its start restores.
+	Checkpoint string    `json:"checkpoint,omitempty"`
+	BootID     string    `json:"boot_id"` // /proc/sys/kernel/random/boot_id
+	CreatedAt  time.Time `json:"created_at"`
 }
 
 // Shim is the shim process and where it listens. Of a foreign one the pid may not
