@@ -207,6 +207,19 @@ func TestPodRace(t *testing.T) {
 		})
 	}
 	all.Wait()
+	// A daemon that ends leaves a shim that is just ending to be reaped by others.
+	m.eventually("every shim reaped", func() error {
+		shims, err := filepath.Glob("/proc/self/task/*/children")
+		if err != nil {
+			return err
+		}
+		for _, path := range shims {
+			if children, _ := os.ReadFile(path); len(children) > 0 {
+				return fmt.Errorf("children %s", children)
+			}
+		}
+		return nil
+	})
 }
 
 // TestPodCreateFails has a container of a pod fail to be created: the others do
