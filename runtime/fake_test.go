@@ -104,6 +104,7 @@ type fakeShim struct {
 	mu    sync.Mutex
 	procs map[string]*fakeProcess // nil before Create and after Delete; "" is init
 	from  string                  // directory that Start restores from
+	there chan struct{}           // closed once init has been restored, or never will be
 	queue []*types.Envelope
 	busy  bool
 }
@@ -274,6 +275,7 @@ func (f *fakeShim) Create(_ context.Context, r *shimtask.CreateTaskRequest) (*sh
 	}
 	f.procs = map[string]*fakeProcess{}
 	if f.from = r.Checkpoint; f.from != "" {
+		f.there = make(chan struct{})
 		f.publish("/tasks/create", &apievents.TaskCreate{ContainerId: f.id})
 		return &shimtask.CreateTaskResponse{}, record.Write("fake", f.dir, record.StartedFile, record.Started{Version: record.Version})
 	}
@@ -348,6 +350,7 @@ func (f *fakeShim) restore() error {
 		return err
 	}
 	f.from = ""
+	close(f.there)
 	return nil
 }
 
@@ -370,6 +373,7 @@ func (f *fakeShim) Delete(_ context.Context, r *shimtask.DeleteRequest) (*shimta
 	defer f.mu.Unlock()
 	if f.from != "" {
 		f.procs, f.from = nil, ""
+		close(f.there)
 		return &shimtask.DeleteResponse{ExitedAt: timestamppb.Now()}, nil
 	}
 	p, err := f.find(r.ExecId)
@@ -430,6 +434,12 @@ func (f *fakeShim) Kill(_ context.Context, r *shimtask.KillRequest) (*emptypb.Em
 }
 
 func (f *fakeShim) Wait(_ context.Context, r *shimtask.WaitRequest) (*shimtask.WaitResponse, error) {
+	f.mu.Lock()
+	there := f.there
+	f.mu.Unlock()
+	if there != nil {
+		<-there
+	}
 	f.mu.Lock()
 	p, err := f.find(r.ExecId)
 	f.mu.Unlock()

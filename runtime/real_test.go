@@ -325,11 +325,14 @@ func TestRealMany(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d containers in %s", n, time.Since(begin).Round(time.Millisecond))
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.events) != 4*n {
-		t.Errorf("%d events: %q", len(m.events), m.events)
-	}
+	m.eventually("every event once", func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if len(m.events) != 4*n {
+			return fmt.Errorf("%d events: %q", len(m.events), m.events)
+		}
+		return nil
+	})
 }
 
 // TestRealQuarantine spoils every record of a real task: only once its processes
