@@ -135,6 +135,31 @@ func (d *daemon) take(want ...string) {
 	}
 }
 
+// takeAgain is take after a restart: the event before may come again first, as the
+// daemon that took it may have ended before it said so.
+func (d *daemon) takeAgain(before string, want ...string) {
+	d.t.Helper()
+	deadline := time.After(patience)
+	for {
+		d.mu.Lock()
+		if len(d.events) > 0 {
+			if d.events[0] == before {
+				d.events = d.events[1:]
+			}
+			d.mu.Unlock()
+			d.take(want...)
+			return
+		}
+		changed := d.changed
+		d.mu.Unlock()
+		select {
+		case <-changed:
+		case <-deadline:
+			d.t.Fatalf("no events, want %q", want)
+		}
+	}
+}
+
 // exitEvent is what daemon makes of an exit event.
 func exitEvent(id string, status uint32) string {
 	return fmt.Sprintf("/tasks/exit %s %d", id, status)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -87,6 +88,32 @@ func (a *applier) setByFD(fd int, at attributes) error {
 		if err := a.tolerate(x.name, err, false); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// dropXattrs takes from a directory that stays the extended attributes that its
+// entry does not have: those of the entry replace all there are (OCI image spec,
+// layer.md, "Applying Changesets").
+func (a *applier) dropXattrs(fd int, at attributes) error {
+	list, err := sized(func(p []byte) (int, error) { return unix.Flistxattr(fd, p) })
+	if err == unix.ENOTSUP {
+		return nil
+	}
+	if err != nil {
+		return os.NewSyscallError("flistxattr", err)
+	}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
+		kept := name == "" || reserved(name) || hostXattrs[name] ||
+			slices.ContainsFunc(at.xattrs, func(x xattr) bool { return x.name == name })
+		if kept {
+			continue
+		}
+		err := unix.Fremovexattr(fd, name)
+		if err == nil || err == unix.ENODATA || a.o.UserNS && err == unix.EPERM {
+			continue
+		}
+		return fmt.Errorf("remove extended attribute %q: %w", name, os.NewSyscallError("fremovexattr", err))
 	}
 	return nil
 }

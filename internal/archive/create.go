@@ -147,16 +147,17 @@ func writeAll(fd int, p []byte, at int64) error {
 
 // directory makes a directory, or gives one that is there its attributes.
 func (a *applier) directory(parent *dir, name, base string, at attributes) (err error) {
-	replaced := false
+	replaced, kept := false, false
 	err = unix.Mkdirat(parent.fd, base, 0o700)
 	if err == unix.EEXIST {
+		kept = true
 		var st unix.Stat_t
 		if err := unix.Fstatat(parent.fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return os.NewSyscallError("fstatat", err)
 		}
 		err = nil
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			replaced = true
+			replaced, kept = true, false
 			err = a.clear(parent, base)
 			if err == nil {
 				err = unix.Mkdirat(parent.fd, base, 0o700)
@@ -173,6 +174,11 @@ func (a *applier) directory(parent *dir, name, base string, at attributes) (err 
 	defer func() { err = errors.Join(err, a.open.release(d)) }()
 	if replaced { // what was here hid what is below
 		if err := a.markOpaque(d); err != nil {
+			return err
+		}
+	}
+	if kept {
+		if err := a.dropXattrs(d.fd, at); err != nil {
 			return err
 		}
 	}
@@ -195,6 +201,9 @@ func (a *applier) rootEntry(h *tar.Header) error {
 	}
 	at, err := a.attributes(h)
 	if err != nil {
+		return err
+	}
+	if err := a.dropXattrs(a.open.root.fd, at); err != nil {
 		return err
 	}
 	return a.setDir(a.open.root, at)

@@ -1,4 +1,4 @@
-// Package archive turns layer tars into directory trees. Compression and
+// Package archive turns layer tars into directory trees, and trees into layer tars. Compression and
 // digests are not its business.
 //
 // A layer comes from strangers, so nothing in it decides a path that the kernel
