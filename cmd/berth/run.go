@@ -67,6 +67,9 @@ func (a *app) run(f *runFlags, image string, args []string) error {
 		return p.refused(err, "")
 	}
 	defer c.Close()
+	if err := join(p.ctx, c, &o.Spec); err != nil {
+		return err
+	}
 	if f.detach {
 		return a.runDetached(c, p, f, o)
 	}

@@ -46,7 +46,8 @@ type runFlags struct {
 	seccomp          string
 	entrypointString string
 
-	log logFlags
+	log  logFlags
+	more specFlags
 }
 
 func (f *runFlags) register(flags *pflag.FlagSet) {
@@ -54,6 +55,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVarP(&f.interactive, "interactive", "i", false, "give it berth's standard input; with -d, that of who attaches")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "give it a terminal")
 	f.log.register(flags)
+	f.more.register(flags)
 	flags.BoolVar(&f.remove, "rm", false, "remove it when it has ended")
 	flags.StringVar(&f.name, "name", "", "its `id`; made up if not given")
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, "label, as `KEY=VALUE`")
@@ -176,8 +178,10 @@ func (f *runFlags) spec(args []string) (spec.Options, error) {
 			return s, errors.New("memory limit: 0 bytes are none at all; leave --memory out for no limit")
 		}
 	}
-	s.Seccomp, err = readProfile(f.seccomp)
-	return s, err
+	if s.Seccomp, err = readProfile(f.seccomp); err != nil {
+		return s, err
+	}
+	return s, f.more.apply(&s)
 }
 
 // parseMounts reads --mount and --volume. What a bind mount shows has to be

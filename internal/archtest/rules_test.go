@@ -12,7 +12,7 @@ const module = "github.com/berthd/berth"
 var floors = [][]string{
 	{"./api/...", "./metadata/rows", "./internal/fault"},
 	{"./internal/...", "./protobuf"},
-	{"./content/...", "./snapshots/...", "./events", "./remotes", "./diff", "./runtime/oci", "./runtime/spec", "./runtime/record", "./metadata/boltfile"},
+	{"./content/...", "./snapshots/...", "./events", "./remotes", "./diff", "./runtime/oci", "./runtime/spec", "./runtime/cdi", "./runtime/record", "./metadata/boltfile"},
 	{"./metadata", "./runtime"},
 	{"./images", "./gc", "./restart", "./shim"},
 	{"./services", "./cri", "./client/..."},
@@ -48,7 +48,7 @@ var never = []struct {
 		from: []string{"./shim/...", "./cmd/berth-shim"},
 		to: []string{
 			"go.etcd.io/bbolt/...", "net/http/...", "crypto/tls", "./metadata/...", "./services/...", "./content/...",
-			"./snapshots/...", "./images/...", "./events/...", "./internal/config", "./internal/obs", "github.com/spf13/cobra",
+			"./snapshots/...", "./images/...", "./events/...", "./internal/config", "./internal/obs", "./runtime/cdi", "github.com/spf13/cobra",
 			"github.com/prometheus/...", "github.com/pelletier/...",
 		},
 		reason: "there is a shim for every container, so its size counts, and it must not need what the daemon keeps",

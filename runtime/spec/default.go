@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"path"
 	"slices"
 
@@ -37,6 +38,8 @@ func base(o Options, host Host) *specs.Spec {
 	if o.Privileged {
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 		s.Linux.Devices = host.Devices
+	}
+	if o.Privileged || o.Isolation.SystemPaths {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
 	}
 	return s
@@ -45,6 +48,8 @@ func base(o Options, host Host) *specs.Spec {
 func hostname(o Options, host Host) string {
 	name := o.Hostname
 	switch {
+	case o.Isolation.UTS != "":
+		return "" // it would be set for all that share it
 	case name != "":
 	case o.Network == NetworkHost:
 		name = host.Hostname
@@ -52,23 +57,6 @@ func hostname(o Options, host Host) string {
 		name = o.ID
 	}
 	return name[:min(len(name), maxHostname)]
-}
-
-func namespaces(o Options, host Host) []specs.LinuxNamespace {
-	kinds := []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace}
-	if o.Network != NetworkHost {
-		kinds = append(kinds, specs.NetworkNamespace)
-	}
-	// Without it a container sees the host's path to its group; on cgroup v1
-	// the old way, showing it, is what programs expect.
-	if host.Cgroup2 {
-		kinds = append(kinds, specs.CgroupNamespace)
-	}
-	list := make([]specs.LinuxNamespace, len(kinds))
-	for i, kind := range kinds {
-		list[i] = specs.LinuxNamespace{Type: kind}
-	}
-	return list
 }
 
 // maskedPaths are files of the kernel that tell of the host or reach its
@@ -111,9 +99,16 @@ func defaultMounts(o Options, host Host) []specs.Mount {
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", shmSize(o)}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		sysfs,
 		cgroup,
 	}
+}
+
+func shmSize(o Options) string {
+	if o.ShmSize == 0 {
+		return "size=65536k"
+	}
+	return fmt.Sprintf("size=%d", o.ShmSize)
 }

@@ -18,10 +18,12 @@ import (
 type Host struct {
 	Cgroup2      bool     // the unified hierarchy is at /sys/fs/cgroup
 	Seccomp      bool     // the kernel has seccomp filters
+	AppArmor     bool     // the kernel uses AppArmor
 	Capabilities []string // those that this process may pass on, as "CAP_KILL"
 	Hostname     string
 	OOMScore     int                 // oom_score_adj of this process
 	NetworkFiles []string            // the host's files that belong to its network
+	IPCDirs      []string            // the host's directories that belong to its IPC
 	Devices      []specs.LinuxDevice // for privileged containers; ReadHost leaves it to HostDevices
 }
 
@@ -32,11 +34,7 @@ func ReadHost() (Host, error) {
 	if h.Hostname, err = os.Hostname(); err != nil {
 		return Host{}, fmt.Errorf("read the host's name: %w", err)
 	}
-	for _, file := range networkFiles {
-		if _, err := os.Stat(file); err == nil {
-			h.NetworkFiles = append(h.NetworkFiles, file)
-		}
-	}
+	h.NetworkFiles, h.IPCDirs = existing(networkFiles), existing(ipcDirs)
 	var st unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
 		h.Cgroup2 = st.Type == unix.CGROUP2_SUPER_MAGIC
@@ -45,6 +43,8 @@ func ReadHost() (Host, error) {
 	// where there are none (prctl(2)).
 	err = unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0)
 	h.Seccomp = !errors.Is(err, unix.EINVAL)
+	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	h.AppArmor = err == nil && len(enabled) > 0 && enabled[0] == 'Y'
 	if h.Capabilities, err = bounding(); err != nil {
 		return Host{}, err
 	}
@@ -59,6 +59,18 @@ func HostDevices() ([]specs.LinuxDevice, error) { return devices("/dev") }
 
 // networkFiles are the files of a host that say how names are looked up.
 var networkFiles = []string{"/etc/resolv.conf", "/etc/hosts"}
+
+// ipcDirs are where a host shows its POSIX shared memory and message queues.
+var ipcDirs = []string{"/dev/shm", "/dev/mqueue"}
+
+func existing(paths []string) (there []string) {
+	for _, path := range paths {
+		if _, err := os.Stat(path); err == nil {
+			there = append(there, path)
+		}
+	}
+	return there
+}
 
 // bounding lists this process's bounding set: nothing beyond it can be granted
 // to a container.
@@ -115,15 +127,21 @@ func devices(dir string) ([]specs.LinuxDevice, error) {
 	return list, nil
 }
 
-// deviceAt describes the device file at path.
+var errNoDevice = errors.New("not a device")
+
+// deviceAt describes the device file at path, or is errNoDevice.
 func deviceAt(path string) (specs.LinuxDevice, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return specs.LinuxDevice{}, err
 	}
 	kind := "c"
-	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+	case unix.S_IFBLK:
 		kind = "b"
+	default:
+		return specs.LinuxDevice{}, errNoDevice
 	}
 	mode := os.FileMode(st.Mode & 0o7777)
 	return specs.LinuxDevice{

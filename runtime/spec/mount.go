@@ -24,6 +24,12 @@ func mountsOf(o Options, host Host, defaults []specs.Mount) ([]specs.Mount, erro
 	default:
 		return nil, fmt.Errorf("network %q is neither none nor host: %w", o.Network, errdefs.ErrInvalidArgument)
 	}
+	if o.Isolation.IPC == SharedWithHost {
+		for _, dir := range host.IPCDirs {
+			mounts = slices.DeleteFunc(mounts, func(m specs.Mount) bool { return m.Destination == dir })
+			mounts = append(mounts, bind(dir, dir, false))
+		}
+	}
 	for _, m := range o.Mounts {
 		at := path.Clean(m.Destination)
 		mounts = slices.DeleteFunc(mounts, func(other specs.Mount) bool { return path.Clean(other.Destination) == at })
@@ -42,7 +48,9 @@ func bind(source, destination string, readonly bool) specs.Mount {
 	return specs.Mount{Destination: destination, Type: "bind", Source: source, Options: []string{"rbind", "rprivate", access}}
 }
 
-// ParseVolume reads SOURCE:DESTINATION[:ro|rw], both absolute paths.
+// ParseVolume reads SOURCE:DESTINATION[:OPTION[,OPTION]...], both absolute paths. An
+// option is ro or rw, or how mounts pass in and out: private, rprivate (the
+// default), slave, rslave, shared, rshared (mount_namespaces(7)).
 func ParseVolume(text string) (specs.Mount, error) {
 	parts := strings.Split(text, ":")
 	wrong := func(why string) (specs.Mount, error) {
@@ -57,17 +65,77 @@ func ParseVolume(text string) (specs.Mount, error) {
 	if err := destination(parts[1]); err != nil {
 		return wrong(err.Error())
 	}
-	readonly := false
+	readonly, passing := false, "rprivate"
 	if len(parts) == 3 {
-		switch parts[2] {
-		case "ro":
-			readonly = true
-		case "rw":
-		default:
-			return wrong(fmt.Sprintf("%q is neither ro nor rw", parts[2]))
+		for option := range strings.SplitSeq(parts[2], ",") {
+			switch option {
+			case "ro":
+				readonly = true
+			case "rw":
+				readonly = false
+			case "private", "rprivate", "slave", "rslave", "shared", "rshared":
+				passing = option
+			case "z", "Z":
+				return wrong("SELinux labels are not set, so there is no " + option)
+			default:
+				return wrong(fmt.Sprintf("%q is neither ro nor rw, nor one of private, slave and shared or these with r before", option))
+			}
 		}
 	}
-	return bind(path.Clean(parts[0]), path.Clean(parts[1]), readonly), nil
+	m := bind(path.Clean(parts[0]), path.Clean(parts[1]), readonly)
+	m.Options[1] = passing
+	return m, nil
+}
+
+// propagation is how mounts have to pass to the root file system for those of the
+// host to reach the container's; "" leaves it to the runtime.
+func propagation(mounts []specs.Mount) string {
+	found := ""
+	for _, m := range mounts {
+		for _, option := range m.Options {
+			switch option {
+			case "shared", "rshared":
+				return "rshared"
+			case "slave", "rslave":
+				found = "rslave"
+			}
+		}
+	}
+	return found
+}
+
+// ParseTmpfs reads DESTINATION[:OPTION[,OPTION]...], with the options of
+// tmpfs(5) and mount(8). Unless they say otherwise it can be written, but has no
+// programs, devices and set-user-id bits.
+func ParseTmpfs(text string) (specs.Mount, error) {
+	at, list, _ := strings.Cut(text, ":")
+	if err := destination(at); err != nil {
+		return specs.Mount{}, fmt.Errorf("tmpfs %q: %v: %w", text, err, errdefs.ErrInvalidArgument)
+	}
+	options := []string{"nosuid", "nodev", "noexec", "rw"}
+	for option := range strings.SplitSeq(list, ",") {
+		key, value, _ := strings.Cut(option, "=")
+		if option == "" {
+			continue
+		}
+		if opposite, ok := opposites[option]; ok {
+			options = slices.DeleteFunc(options, func(o string) bool { return o == opposite || o == option })
+		}
+		if key == "size" && !strings.HasSuffix(value, "%") {
+			size, err := ParseSize(value)
+			if err != nil {
+				return specs.Mount{}, fmt.Errorf("tmpfs %q: %w", text, err)
+			}
+			option = fmt.Sprintf("size=%d", size)
+		}
+		options = append(options, option)
+	}
+	return specs.Mount{Destination: path.Clean(at), Type: "tmpfs", Source: "tmpfs", Options: options}, nil
+}
+
+// opposites are mount options that take each other's place.
+var opposites = map[string]string{
+	"rw": "ro", "ro": "rw", "suid": "nosuid", "nosuid": "suid", "dev": "nodev", "nodev": "dev", "exec": "noexec", "noexec": "exec",
 }
 
 // destination says what is wrong with a place in the container.

@@ -28,6 +28,9 @@ func limit(s *specs.Spec, o Options) error {
 		}
 		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &o.Memory}
 	}
+	if err := o.Limits.set(s.Linux.Resources, o.Memory); err != nil {
+		return err
+	}
 	if o.CPUs == 0 {
 		return nil
 	}
@@ -36,7 +39,8 @@ func limit(s *specs.Spec, o Options) error {
 		return fmt.Errorf("%v CPUs is not a number from 0.01 up: %w", o.CPUs, errdefs.ErrInvalidArgument)
 	}
 	period, whole := uint64(cpuPeriod), int64(quota)
-	s.Linux.Resources.CPU = &specs.LinuxCPU{Quota: &whole, Period: &period}
+	cpu := cpuOf(s.Linux.Resources)
+	cpu.Quota, cpu.Period = &whole, &period
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -46,9 +47,22 @@ type Options struct {
 	Mounts          []specs.Mount
 	Memory          int64   // bytes; 0: no limit
 	CPUs            float64 // as many as may be used at once; 0: no limit
+	Limits          Limits
+	Isolation       Isolation
+	Groups          []string          // names or ids of groups that the user is in besides its own
+	Sysctls         map[string]string // of the container's namespaces
+	Annotations     map[string]string
+	OOMScore        *int // from -1000, never killed, to 1000; nil: the host's own
+	AppArmor        string
+	Devices         []Device
+	Hooks           *specs.Hooks
+	ShmSize         int64 // of /dev/shm, bytes; 0: 64 MiB
 	// Seccomp is the JSON of a seccomp profile, in Docker's form; empty: the
 	// default profile; Unconfined: none.
 	Seccomp string
+	// Edit changes the spec at last, before the seccomp filter is made for it; nil:
+	// nothing is changed.
+	Edit func(*specs.Spec) error
 }
 
 // Unconfined as Options.Seccomp means no seccomp filter.
@@ -71,11 +85,21 @@ func Build(o Options, config imagespec.ImageConfig, root *Root, host Host) (*spe
 	if !path.IsAbs(cwd) {
 		return nil, fmt.Errorf("working directory %q is not absolute: %w", cwd, errdefs.ErrInvalidArgument)
 	}
-	// Without a score of its own it would have the daemon's, which may be guarded
-	// from the kernel's choice. Ours is one that can be set on this host.
-	score := max(host.OOMScore, 0)
+	groups, err := lookupGroups(root, o.Groups)
+	if err != nil {
+		return nil, err
+	}
+	user.AdditionalGids = append(user.AdditionalGids, groups...)
+	score, err := oomScore(o, host)
+	if err != nil {
+		return nil, err
+	}
+	s.Annotations = o.Annotations
+	s.Hooks = o.Hooks
 	s.Process = &specs.Process{
 		OOMScoreAdj:     &score,
+		Rlimits:         o.Limits.Rlimits,
+		ApparmorProfile: o.AppArmor,
 		Terminal:        o.Terminal,
 		User:            user,
 		Args:            args,
@@ -89,8 +113,20 @@ func Build(o Options, config imagespec.ImageConfig, root *Root, host Host) (*spe
 	if s.Mounts, err = mountsOf(o, host, s.Mounts); err != nil {
 		return nil, err
 	}
+	s.Linux.RootfsPropagation = propagation(s.Mounts)
+	if err := errors.Join(sysctls(s, o), apparmor(o, host)); err != nil {
+		return nil, err
+	}
+	if err := addDevices(s, o.Devices); err != nil {
+		return nil, err
+	}
 	if s.Process.Capabilities, err = capabilities(o, host, user.UID); err != nil {
 		return nil, err
+	}
+	if o.Edit != nil {
+		if err := o.Edit(s); err != nil {
+			return nil, err
+		}
 	}
 	if s.Linux.Seccomp, err = seccompOf(o, host, s); err != nil {
 		return nil, err
@@ -126,7 +162,10 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 
 // defaultEnv is the environment below the image's.
 func defaultEnv(terminal bool, hostname, home string) []string {
-	env := []string{defaultPath, "HOSTNAME=" + hostname}
+	env := []string{defaultPath}
+	if hostname != "" {
+		env = append(env, "HOSTNAME="+hostname)
+	}
 	if home != "" {
 		env = append(env, "HOME="+home)
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
@@ -50,4 +52,13 @@ func accounts(root *Root, name string) (io.Reader, error) {
 		return nil, fmt.Errorf("read %s in the container: %w", name, err)
 	}
 	return bytes.NewReader(data), nil
+}
+
+// parseID reads the number of a user or group; the highest means nobody.
+func parseID(text string) (uint32, error) {
+	id, err := strconv.ParseUint(text, 10, 32)
+	if err == nil && id == math.MaxUint32 {
+		err = strconv.ErrRange
+	}
+	return uint32(id), err
 }
