@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/berthd/berth/api/services/tasks/v1"
+	apitask "github.com/berthd/berth/api/types/task"
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/runtime/record"
 )
@@ -374,4 +375,22 @@ func TestOrphanExec(t *testing.T) {
 	}
 	d.end("a", 137)
 	m.expect("/tasks/exit a 137", "/tasks/delete a 137")
+}
+
+// TestTakeUndone reads what cleaning up after a create has left: no task that has
+// ended is shown, as the create is about to be undone.
+func TestTakeUndone(t *testing.T) {
+	m := newMachine(t)
+	d := m.start()
+	exit := &record.Exit{Version: record.Version, PID: 12, Status: 137}
+	undone := d.newTask(testNS, "a", adopting)
+	undone.take(records{exit: exit})
+	if undone.init.over() || undone.status != apitask.Status_UNKNOWN {
+		t.Errorf("an exit without a start: over %t, %s", undone.init.over(), undone.status)
+	}
+	ended := d.newTask(testNS, "b", adopting)
+	ended.take(records{exit: exit, started: &record.Started{PID: 12}})
+	if !ended.init.over() || ended.status != apitask.Status_STOPPED {
+		t.Errorf("an exit with a start: over %t, %s", ended.init.over(), ended.status)
+	}
 }

@@ -101,7 +101,9 @@ func (k *task) take(r records) {
 		k.status = r.status
 	}
 	k.ran = k.ran || r.ran
-	if r.exit != nil {
+	// An exit without a start is what cleaning up after a create that came to
+	// nothing leaves: there is no task that has ended, and none is shown.
+	if r.exit != nil && (r.started != nil || k.init.started.PID != 0) {
 		k.init.resolve(*r.exit, nil)
 		k.status = apitask.Status_STOPPED
 	}
