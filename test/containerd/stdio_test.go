@@ -43,7 +43,7 @@ func TestTerminal(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, ctrProgram(), d.ctrArgs("-t", harness.ImageName, "term", "sh", "-c",
-		"read line; echo size $(stty size) of $(tty); echo got $line; exit 6")...)
+		"read line; until stty size 2>/dev/null | grep -q 77; do sleep 0.01; done; echo size $(stty size) of $(tty); echo got $line; exit 6")...)
 	terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 33, Cols: 77})
 	if err != nil {
 		t.Fatal(err)
