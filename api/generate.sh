@@ -39,10 +39,13 @@ mapfile -t daemon < <(printf '%s\n' "${services[@]}" | grep -vE 'runtime/|/ttrpc
 protoc_run --go_out="$out" --go_opt=module=$module "${all[@]}"
 protoc_run --go-ttrpc_out="$out" --go-ttrpc_opt=module=$module "${shim[@]}"
 protoc_run --go-grpc_out="$out" --go-grpc_opt=module=$module,require_unimplemented_servers=true "${daemon[@]}"
-# A shim may serve the task API v3 on gRPC too.
+# A shim may serve the task API v3 on gRPC too, and that of sandboxes.
 v3=api/runtime/task/v3/task_service.proto
 protoc_run --go-grpc_out="$out" \
 	--go-grpc_opt=module=$module,M$v3=$module/api/runtime/task/v3/taskgrpc "$v3"
+box=api/runtime/sandbox/v1/sandbox_service.proto
+protoc_run --go-grpc_out="$out" \
+	"--go-grpc_opt=module=$module,M$box=$module/api/runtime/sandbox/v1/sandboxgrpc;sandboxgrpc" "$box"
 
 for new in $(cd "$out" && find api -name '*.pb.go'); do
 	cmp -s "$out/$new" "$new" || install -D -m 0644 "$out/$new" "$new"
