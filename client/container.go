@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -35,6 +36,9 @@ const (
 
 // snapshotterType is the type of plugins that are snapshotters.
 const snapshotterType = "io.containerd.snapshotter.v1"
+
+// remapIDs is the capability of snapshotters that show files with other owners.
+const remapIDs = "remap-ids"
 
 // ContainerOptions says what container to make. ID and Image are required.
 type ContainerOptions struct {
@@ -196,8 +200,12 @@ func (e *NotUnpackedError) Error() string {
 
 // prepare makes the container's snapshot.
 func (c *Client) prepare(ctx context.Context, o ContainerOptions, config *ImageConfig, image string) ([]*types.Mount, error) {
+	marks, err := c.owners(ctx, o)
+	if err != nil {
+		return nil, err
+	}
 	prepared, err := c.Snapshots().Prepare(ctx, &snapshots.PrepareSnapshotRequest{
-		Snapshotter: o.Snapshotter, Key: o.ID, Parent: config.ChainID.String(),
+		Snapshotter: o.Snapshotter, Key: o.ID, Parent: config.ChainID.String(), Labels: marks,
 	})
 	if errdefs.IsNotFound(err) && config.ChainID != "" {
 		return nil, &NotUnpackedError{Image: image, Snapshotter: o.Snapshotter}
@@ -205,6 +213,30 @@ func (c *Client) prepare(ctx context.Context, o ContainerOptions, config *ImageC
 	// A call that was cut off may have done its work. What it made then is the
 	// lease's, and goes with it: to remove it by name could hit another's.
 	return prepared.GetMounts(), err
+}
+
+// owners gives the labels of a snapshot whose files show other owners than they
+// have on disk, for a container with a user namespace.
+func (c *Client) owners(ctx context.Context, o ContainerOptions) (map[string]string, error) {
+	if o.Spec.UserNS == nil {
+		return nil, nil
+	}
+	if err := o.Spec.CheckUsers(); err != nil {
+		return nil, err
+	}
+	list, err := c.Introspection().Plugins(ctx, &introspection.PluginsRequest{
+		Filters: []string{"type==" + snapshotterType + ",id==" + o.Snapshotter},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask what snapshotter %q can do: %w", o.Snapshotter, err)
+	}
+	for _, plugin := range list.GetPlugins() {
+		if slices.Contains(plugin.GetCapabilities(), remapIDs) {
+			return o.Spec.UserNS.Labels(), nil
+		}
+	}
+	return nil, fmt.Errorf("snapshotter %q can't show files with other owners, which a user namespace needs (overlayfs can, on Linux 5.19 and file systems with id-mapped mounts): %w",
+		o.Snapshotter, errdefs.ErrFailedPrecondition)
 }
 
 // record is the row that NewContainer stores.

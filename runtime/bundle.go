@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/durable"
@@ -62,6 +64,9 @@ func (b bundles) make(in record.Intent, config []byte) (err error) {
 			err = errors.Join(err, removeTree(dir))
 		}
 	}()
+	if err := letPass(dir, config); err != nil {
+		return err
+	}
 	if err := os.WriteFile(filepath.Join(dir, record.ConfigFile), config, 0o600); err != nil {
 		return err
 	}
@@ -79,6 +84,26 @@ func (b bundles) make(in record.Intent, config []byte) (err error) {
 			dir = final // it happened all the same
 		}
 		return err
+	}
+	return nil
+}
+
+// letPass lets the root of a container with a user namespace pass through its bundle
+// to the root file system: it is another user, and the runtime mounts as that one.
+// It is a group's right of one directory, as nobody else needs it.
+func letPass(dir string, config []byte) error {
+	var s struct {
+		Linux struct {
+			GIDMappings []specs.LinuxIDMapping `json:"gidMappings"`
+		} `json:"linux"`
+	}
+	if json.Unmarshal(config, &s) != nil {
+		return nil // the runtime says what is wrong with it
+	}
+	for _, m := range s.Linux.GIDMappings {
+		if m.ContainerID == 0 && m.HostID != 0 && m.Size > 0 {
+			return errors.Join(os.Lchown(dir, -1, int(m.HostID)), os.Chmod(dir, 0o710))
+		}
 	}
 	return nil
 }

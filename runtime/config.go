@@ -30,7 +30,7 @@ type Config struct {
 
 	// GRPC makes the client of a foreign shim that speaks gRPC from a connection to
 	// it, which the client closes. Without it such shims are refused.
-	GRPC func(conn net.Conn) (TaskClient, error)
+	GRPC func(conn net.Conn) (ShimClient, error)
 
 	// Publish takes an event of the daemon's own: the exit and the delete of a
 	// task whose shim has died.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/berthd/berth/api/runtime/sandbox/v1/sandboxttrpc"
 	"github.com/berthd/berth/api/runtime/task/v3/taskttrpc"
 )
 
@@ -23,6 +24,7 @@ import (
 type conn struct {
 	client io.Closer
 	shim   taskttrpc.TaskService
+	box    sandboxttrpc.SandboxService
 	done   <-chan struct{} // closed when the connection is
 
 	silent  atomic.Int64 // since when a deadline has passed without an answer, in Unix nanoseconds; 0 if none has
@@ -37,10 +39,12 @@ const writeLimit = 5 * time.Second
 // own account of what it waited for arrives before ours.
 const answerMargin = time.Second
 
-// TaskClient is a client of the task API over another protocol than ttrpc. Done is
-// closed when its connection has ended, Close ends it.
-type TaskClient interface {
+// ShimClient is a client of a shim, of its task API and that of sandboxes, over
+// another protocol than ttrpc. Done is closed when its connection has ended, Close
+// ends it.
+type ShimClient interface {
 	taskttrpc.TaskService
+	sandboxttrpc.SandboxService
 	Done() <-chan struct{}
 	Close() error
 }
@@ -70,24 +74,29 @@ func (t *Tasks) dial(ctx context.Context, at contact, wait bool) (*conn, error) 
 		if err != nil {
 			return nil, err
 		}
-		return &conn{client: client, shim: client, done: client.Done()}, nil
+		return &conn{client: client, shim: client, box: client, done: client.Done()}, nil
 	}
 	done := make(chan struct{})
 	client := ttrpc.NewClient(guardedConn{raw},
 		ttrpc.WithOnClose(func() { close(done) }),
 		ttrpc.WithUnaryClientInterceptor(interceptor(at.Version)))
-	return &conn{client: client, shim: taskttrpc.NewTaskClient(client), done: done}, nil
+	return &conn{client: client, shim: taskttrpc.NewTaskClient(client), box: sandboxttrpc.NewSandboxClient(client), done: done}, nil
 }
 
 // The task API's service by version. The messages are the same on the wire.
-const serviceV2 = "containerd.task.v2.Task"
+const (
+	serviceV2 = "containerd.task.v2.Task"
+	serviceV3 = "containerd.task.v3.Task"
+)
 
 func interceptor(version int) ttrpc.UnaryClientInterceptor {
 	if version != taskV2 {
 		return shortenTimeout
 	}
 	return func(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, info *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
-		req.Service = serviceV2
+		if req.Service == serviceV3 {
+			req.Service = serviceV2
+		}
 		return shortenTimeout(ctx, req, resp, info, invoke)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/user"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -31,6 +32,8 @@ type specFlags struct {
 	pidMode, ipcMode, utsMode, cgroupMode  string
 	oomScore                               string
 	security, devices, cdiDirs, gpus, hook []string
+	userns                                 string
+	uidMap, gidMap                         []string
 }
 
 func (f *specFlags) register(flags *pflag.FlagSet) {
@@ -51,6 +54,9 @@ func (f *specFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.ipcMode, "ipc", "", "whose System V IPC and message queues it has: its own, or those of `host|container:ID`")
 	flags.StringVar(&f.utsMode, "uts", "", "whose host name it has: its own, or that of `host|container:ID`")
 	flags.StringVar(&f.cgroupMode, "cgroupns", "", "view of control groups: `private|host`; private where there is version 2 alone")
+	flags.StringVar(&f.userns, "userns", "", "users of its own: those that /etc/subuid and /etc/subgid give to `USER`")
+	flags.StringSliceVar(&f.uidMap, "uidmap", nil, "users of its own, as `CTR:HOST:SIZE`")
+	flags.StringSliceVar(&f.gidMap, "gidmap", nil, "groups of its own, as `CTR:HOST:SIZE`; those of --uidmap if not given")
 	flags.StringVar(&f.oomScore, "oom-score-adj", "", "`score` by which the kernel chooses whom to kill for memory, -1000 (never) to 1000")
 	flags.StringArrayVar(&f.security, "security-opt", nil, "`option`: apparmor=PROFILE, seccomp=FILE|unconfined, no-new-privileges, systempaths=unconfined")
 	flags.StringArrayVar(&f.devices, "device", nil, "`device`: HOST[:CONTAINER][:rwm] as paths, or VENDOR/CLASS=NAME by CDI")
@@ -62,7 +68,7 @@ func (f *specFlags) register(flags *pflag.FlagSet) {
 // apply puts the flags into the options for a spec. What needs the daemon is done by
 // join.
 func (f *specFlags) apply(s *spec.Options) error {
-	for _, step := range []func(*spec.Options) error{f.limits, f.maps, f.isolation, f.securityOptions, f.deviceOptions, f.hooks} {
+	for _, step := range []func(*spec.Options) error{f.limits, f.maps, f.isolation, f.users, f.securityOptions, f.deviceOptions, f.hooks} {
 		if err := step(s); err != nil {
 			return err
 		}
@@ -169,6 +175,57 @@ func (f *specFlags) isolation(s *spec.Options) error {
 		return fmt.Errorf("--uts %s with --hostname: the name is the other's", s.Isolation.UTS)
 	}
 	return nil
+}
+
+// users reads the flags for a user namespace.
+func (f *specFlags) users(s *spec.Options) error {
+	uids, gids := strings.Join(f.uidMap, ","), strings.Join(f.gidMap, ",")
+	switch {
+	case f.userns == spec.SharedWithHost || f.userns == "" && uids == "" && gids == "":
+		return nil
+	case f.userns != "" && (uids != "" || gids != ""):
+		return errors.New("--userns with --uidmap or --gidmap: one of them says it all")
+	case f.userns != "":
+		var err error
+		if uids, err = subIDs("/etc/subuid", f.userns); err != nil {
+			return err
+		}
+		if gids, err = subIDs("/etc/subgid", f.userns); err != nil {
+			return err
+		}
+	case uids == "":
+		return errors.New("--gidmap without --uidmap: groups of its own need users of its own")
+	case gids == "":
+		gids = uids
+	}
+	u := &spec.UserNS{}
+	var err error
+	if u.UIDs, err = spec.ParseMapping(uids); err != nil {
+		return fmt.Errorf("--uidmap: %w", err)
+	}
+	if u.GIDs, err = spec.ParseMapping(gids); err != nil {
+		return fmt.Errorf("--gidmap: %w", err)
+	}
+	s.UserNS = u
+	return nil
+}
+
+// subIDs maps from 0 on what a file gives to a user (subuid(5)).
+func subIDs(file, name string) (string, error) {
+	given, err := user.ParseSubIDFileFilter(file, func(id user.SubID) bool { return id.Name == name })
+	if err != nil {
+		return "", fmt.Errorf("--userns %s: %w", name, err)
+	}
+	var parts []string
+	next := int64(0)
+	for _, r := range given {
+		parts = append(parts, fmt.Sprintf("%d:%d:%d", next, r.SubID, r.Count))
+		next += r.Count
+	}
+	if len(parts) == 0 {
+		return "", hint(fmt.Errorf("--userns %s: %s gives no ids to it", name, file), "add a line like %s:100000:65536, or use --uidmap", name)
+	}
+	return strings.Join(parts, ","), nil
 }
 
 // join finds the namespaces of the containers that others are to share.

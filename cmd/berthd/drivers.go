@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -48,8 +49,12 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 		}
 	}()
 	over := driver{name: overlayName, root: filepath.Join(cfg.Root, overlayDir)}
-	if over.err = probeOnce(cfg.State, over.root); over.err == nil {
-		if over.Driver, err = overlay.Open(overlay.Config{Root: over.root}); err != nil {
+	found, probed := probeOnce(cfg.State, over.root)
+	if over.err = probed; over.err == nil {
+		if found.remap != nil {
+			log.Info("containers with user namespaces need the snapshotter native here", "reason", found.remap)
+		}
+		if over.Driver, err = overlay.Open(overlay.Config{Root: over.root, Remap: found.remap == nil}); err != nil {
 			return nil, fmt.Errorf("snapshotter %s: %w", over.name, err)
 		}
 	}
@@ -73,23 +78,39 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 	return all, nil
 }
 
-// probeOnce is overlay.Probe once for each boot and root: what it finds depends on
-// the kernel and the file system, and it takes a good part of a daemon's start.
-// state keeps the mark, which a reboot makes void.
-func probeOnce(state, root string) error {
+// probed is what overlay.Probe and overlay.ProbeRemap have found.
+type probed struct {
+	remap error // why owners can't be mapped
+}
+
+// noRemap in the mark says that owners can't be mapped, and after it why.
+const noRemap = "no owners: "
+
+// probeOnce probes overlay once for each boot and root: what it finds depends on the
+// kernel and the file system, and it takes a good part of a daemon's start. state
+// keeps the mark, which a reboot makes void.
+func probeOnce(state, root string) (probed, error) {
 	mark := filepath.Join(state, probedFile)
 	before, err := os.ReadFile(mark)
-	if err == nil && string(before) == probedFact(root) {
-		return nil
+	fact := probedFact(root)
+	if rest, ok := strings.CutPrefix(string(before), fact); err == nil && ok && fact != "" {
+		if why, ok := strings.CutPrefix(strings.TrimSpace(rest), noRemap); ok {
+			return probed{errors.New(why)}, nil
+		}
+		return probed{}, nil
 	}
 	if err := overlay.Probe(root); err != nil {
-		return err
+		return probed{}, err
 	}
-	if fact := probedFact(root); fact != "" {
+	found := probed{overlay.ProbeRemap(root)}
+	if fact = probedFact(root); fact != "" { // there may have been no root before
+		if found.remap != nil {
+			fact += noRemap + strings.ReplaceAll(found.remap.Error(), "\n", " ") + "\n"
+		}
 		// Without it the next start probes again.
 		_ = durable.WriteVolatile("berthd.probed", mark, []byte(fact), 0o600)
 	}
-	return nil
+	return found, nil
 }
 
 // probedFact tells this boot and directory from every other; "" if that can't be

@@ -26,10 +26,14 @@ func TestProbeOnce(t *testing.T) {
 		if err := os.WriteFile(left, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := probeOnce(state, root); err != nil {
+		found, err := probeOnce(state, root)
+		if err != nil {
 			t.Fatal(err)
 		}
-		_, err := os.Stat(left)
+		if (found.remap == nil) != (overlay.ProbeRemap(root+"-other") == nil) {
+			t.Errorf("remembered of mapped owners: %v", found.remap)
+		}
+		_, err = os.Stat(left)
 		return errors.Is(err, fs.ErrNotExist)
 	}
 	if !probed() {

@@ -14,23 +14,26 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	shimbox "github.com/berthd/berth/api/runtime/sandbox/v1"
+	"github.com/berthd/berth/api/runtime/sandbox/v1/sandboxgrpc"
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	taskgrpc "github.com/berthd/berth/api/runtime/task/v3/taskgrpc"
 	"github.com/berthd/berth/runtime"
 )
 
-// grpcShim is the task API of a foreign shim that speaks gRPC, over one
-// connection, as the shims' own protocol has it: when that has ended, so has the
+// grpcShim is the task API, and that of sandboxes, of a foreign shim that speaks
+// gRPC, over one connection, as the shims' own protocol has it: when that has ended, so has the
 // client.
 type grpcShim struct {
 	conn *grpc.ClientConn
 	task taskgrpc.TaskClient
+	box  sandboxgrpc.SandboxClient
 	wire *wire
 }
 
 // newGRPCShim makes the client of the shim at the other end of a connection,
 // which it closes.
-func newGRPCShim(raw net.Conn) (runtime.TaskClient, error) {
+func newGRPCShim(raw net.Conn) (runtime.ShimClient, error) {
 	w := &wire{Conn: raw, done: make(chan struct{})}
 	var once sync.Mutex
 	unused := true
@@ -50,7 +53,7 @@ func newGRPCShim(raw net.Conn) (runtime.TaskClient, error) {
 		return nil, errors.Join(err, raw.Close())
 	}
 	conn.Connect()
-	return &grpcShim{conn: conn, task: taskgrpc.NewTaskClient(conn), wire: w}, nil
+	return &grpcShim{conn: conn, task: taskgrpc.NewTaskClient(conn), box: sandboxgrpc.NewSandboxClient(conn), wire: w}, nil
 }
 
 // wire is a connection that tells of its end.
@@ -77,10 +80,10 @@ func (w *wire) Close() error {
 
 func (w *wire) ended() { w.once.Do(func() { close(w.done) }) }
 
-// Done implements runtime.TaskClient.
+// Done implements runtime.ShimClient.
 func (g *grpcShim) Done() <-chan struct{} { return g.wire.done }
 
-// Close implements runtime.TaskClient.
+// Close implements runtime.ShimClient.
 func (g *grpcShim) Close() error {
 	err := g.conn.Close()
 	if cerr := g.wire.Close(); err == nil && !errors.Is(cerr, net.ErrClosed) { // it may never have been used
@@ -174,4 +177,42 @@ func (g *grpcShim) Connect(ctx context.Context, r *shimtask.ConnectRequest) (*sh
 
 func (g *grpcShim) Shutdown(ctx context.Context, r *shimtask.ShutdownRequest) (*emptypb.Empty, error) {
 	return asked(ctx, g, g.task.Shutdown, r)
+}
+
+// What follows implements sandboxttrpc.SandboxService.
+
+func (g *grpcShim) CreateSandbox(ctx context.Context, r *shimbox.CreateSandboxRequest) (*shimbox.CreateSandboxResponse, error) {
+	return asked(ctx, g, g.box.CreateSandbox, r)
+}
+
+func (g *grpcShim) StartSandbox(ctx context.Context, r *shimbox.StartSandboxRequest) (*shimbox.StartSandboxResponse, error) {
+	return asked(ctx, g, g.box.StartSandbox, r)
+}
+
+func (g *grpcShim) Platform(ctx context.Context, r *shimbox.PlatformRequest) (*shimbox.PlatformResponse, error) {
+	return asked(ctx, g, g.box.Platform, r)
+}
+
+func (g *grpcShim) StopSandbox(ctx context.Context, r *shimbox.StopSandboxRequest) (*shimbox.StopSandboxResponse, error) {
+	return asked(ctx, g, g.box.StopSandbox, r)
+}
+
+func (g *grpcShim) WaitSandbox(ctx context.Context, r *shimbox.WaitSandboxRequest) (*shimbox.WaitSandboxResponse, error) {
+	return asked(ctx, g, g.box.WaitSandbox, r)
+}
+
+func (g *grpcShim) SandboxStatus(ctx context.Context, r *shimbox.SandboxStatusRequest) (*shimbox.SandboxStatusResponse, error) {
+	return asked(ctx, g, g.box.SandboxStatus, r)
+}
+
+func (g *grpcShim) PingSandbox(ctx context.Context, r *shimbox.PingRequest) (*shimbox.PingResponse, error) {
+	return asked(ctx, g, g.box.PingSandbox, r)
+}
+
+func (g *grpcShim) ShutdownSandbox(ctx context.Context, r *shimbox.ShutdownSandboxRequest) (*shimbox.ShutdownSandboxResponse, error) {
+	return asked(ctx, g, g.box.ShutdownSandbox, r)
+}
+
+func (g *grpcShim) SandboxMetrics(ctx context.Context, r *shimbox.SandboxMetricsRequest) (*shimbox.SandboxMetricsResponse, error) {
+	return asked(ctx, g, g.box.SandboxMetrics, r)
 }

@@ -89,6 +89,12 @@ func (m Mount) do(target string) error {
 
 // attach makes the mount itself.
 func (m Mount) attach(at place, o options) error {
+	switch {
+	case o.ids.given() && o.flags&unix.MS_BIND != 0:
+		return o.ids.bind(m.Source, at.path, o.flags)
+	case o.ids.given():
+		return mountMapped(m.Source, at, o)
+	}
 	if o.flags&unix.MS_BIND != 0 {
 		// A bind mount heeds no other flag; finish sets the rest.
 		return unix.Mount(m.Source, at.path, "", o.flags&(unix.MS_BIND|unix.MS_REC), "")

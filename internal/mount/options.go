@@ -15,6 +15,7 @@ type options struct {
 	cleared     uintptr   // flags that an option turned off ("rw", "suid", ...)
 	propagation []uintptr // MS_PRIVATE..., one system call each
 	data        []string  // for the file system
+	ids         idMap     // owners to show instead of those on disk
 }
 
 // joined gives the file system's own options as mount(2) takes them.
@@ -95,7 +96,14 @@ func parse(fstype string, list []string) (options, error) {
 	if o.flags&unix.MS_BIND != 0 && len(o.data) > 0 {
 		return options{}, fmt.Errorf("option %q on a bind mount: %w", o.data[0], errdefs.ErrInvalidArgument)
 	}
-	return o, nil
+	if !o.ids.given() {
+		return o, nil
+	}
+	if o.flags&unix.MS_BIND == 0 && fstype != "overlay" {
+		return options{}, fmt.Errorf("options uidmap and gidmap on a mount of type %q: %w", fstype, errdefs.ErrNotImplemented)
+	}
+	_, _, err := o.ids.parse()
+	return o, err
 }
 
 func (o *options) add(option string) error {
@@ -113,10 +121,14 @@ func (o *options) add(option string) error {
 		o.propagation = append(o.propagation, way)
 		return nil
 	}
-	key, _, _ := strings.Cut(option, "=")
+	key, value, _ := strings.Cut(option, "=")
 	switch {
-	case key == "uidmap" || key == "gidmap":
-		return fmt.Errorf("option %q: idmapped mounts: %w", option, errdefs.ErrNotImplemented)
+	case key == "uidmap":
+		o.ids.uids = value
+		return nil
+	case key == "gidmap":
+		o.ids.gids = value
+		return nil
 	case key == "loop":
 		return fmt.Errorf("option %q: loop devices: %w", option, errdefs.ErrNotImplemented)
 	case option == "" || strings.HasPrefix(key, "x-") || strings.HasPrefix(key, "X-"):

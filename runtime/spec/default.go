@@ -35,6 +35,7 @@ func base(o Options, host Host) *specs.Spec {
 			ReadonlyPaths: slices.Clone(readonlyPaths),
 		},
 	}
+	o.UserNS.apply(s)
 	if o.Privileged {
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 		s.Linux.Devices = host.Devices
@@ -95,6 +96,10 @@ func defaultMounts(o Options, host Host) []specs.Mount {
 	}
 	sysfs := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
 	cgroup := specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}}
+	if o.UserNS != nil && o.Network == NetworkHost {
+		// A user namespace may mount the sysfs of a network of its own alone.
+		sysfs = bind("/sys", "/sys", true)
+	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},

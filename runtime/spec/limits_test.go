@@ -261,3 +261,42 @@ func TestGroupsAndEdit(t *testing.T) {
 		t.Errorf("AppArmor where there is none: %v", err)
 	}
 }
+
+func TestUserNS(t *testing.T) {
+	mapping := func(text string) []specs.LinuxIDMapping {
+		list, err := ParseMapping(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	whole := &UserNS{UIDs: mapping("0:100000:65536"), GIDs: mapping("0:200000:65536,65536:7:1")}
+	s, err := built(Options{UserNS: whole, Network: NetworkHost})
+	if err != nil || !ownNamespace(s, specs.UserNamespace) || len(s.Linux.UIDMappings) != 1 || len(s.Linux.GIDMappings) != 2 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	for _, m := range s.Mounts {
+		if m.Destination == "/sys" && m.Type != "bind" {
+			t.Errorf("the sysfs of a network that is not its own: %+v", m)
+		}
+	}
+	if l := whole.Labels(); l[uidMappingLabel] != "0:100000:65536" || l[gidMappingLabel] != "0:200000:65536,65536:7:1" {
+		t.Errorf("labels %v", l)
+	}
+	for want, o := range map[string]Options{
+		"does not map 0":   {UserNS: &UserNS{UIDs: mapping("1:1:1"), GIDs: mapping("0:1:1")}},
+		"groups":           {UserNS: &UserNS{UIDs: mapping("0:1:1")}},
+		"ranges overlap":   {UserNS: &UserNS{UIDs: mapping("0:1:10,5:50:10"), GIDs: mapping("0:1:1")}},
+		"the host's users": {UserNS: whole, Privileged: true},
+		"host's processes": {UserNS: whole, Isolation: Isolation{PID: SharedWithHost}},
+	} {
+		if _, err := built(o); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	for _, text := range []string{"", "0:1", "0:1:0", "a:1:1", "0:1:4294967296", "4294967295:0:1", "0:-1:1", "0:1:1,"} {
+		if _, err := ParseMapping(text); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

@@ -49,6 +49,7 @@ type Options struct {
 	CPUs            float64 // as many as may be used at once; 0: no limit
 	Limits          Limits
 	Isolation       Isolation
+	UserNS          *UserNS           // nil: users are those of the host
 	Groups          []string          // names or ids of groups that the user is in besides its own
 	Sysctls         map[string]string // of the container's namespaces
 	Annotations     map[string]string
@@ -72,6 +73,9 @@ const Unconfined = "unconfined"
 // the root file system, in which user names are looked up. The error is of kind
 // InvalidArgument if an option is wrong, NotFound if root lacks the user.
 func Build(o Options, config imagespec.ImageConfig, root *Root, host Host) (*specs.Spec, error) {
+	if err := o.UserNS.check(o); err != nil {
+		return nil, err
+	}
 	s := base(o, host)
 	args, err := command(o, config)
 	if err != nil {

@@ -42,6 +42,51 @@ func Probe(root string) (err error) {
 	return nil
 }
 
+// ProbeRemap tells why the driver can't show the files of layers with other owners,
+// to containers with user namespaces, or nil: it mounts a small overlay so. Probe
+// has to have succeeded. FailedPrecondition, with the reason.
+func ProbeRemap(root string) (err error) {
+	dir := filepath.Join(root, probeDir)
+	if err := clean(dir); err != nil {
+		return fmt.Errorf("owners can't be mapped in %s: %w", root, err)
+	}
+	defer func() { err = errors.Join(err, clean(dir)) }()
+	if err := tryRemap(dir); err != nil {
+		return fmt.Errorf("owners can't be mapped in %s: %w: %w", root, err, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// probedOwner is a user that the probe makes root of its overlay look like.
+const probedOwner = 123456
+
+func tryRemap(dir string) error {
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.MkdirAll(path(name), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(path("lower/file"), nil, 0o600); err != nil {
+		return err
+	}
+	mapping := fmt.Sprintf("map=0:%d:1", probedOwner)
+	m := mount.Mount{Type: "overlay", Source: "overlay", Options: append([]string{
+		"uid" + mapping, "gid" + mapping, "workdir=" + path("work"), "upperdir=" + path("upper"), "lowerdir=" + path("lower"),
+	}, HostOptions()...)}
+	if err := mountBriefly(m, path("merged")); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path("merged/file"), &st); err != nil {
+		return err
+	}
+	if st.Uid != probedOwner || st.Gid != probedOwner {
+		return fmt.Errorf("a file shows the owner %d:%d, and not %d", st.Uid, st.Gid, probedOwner)
+	}
+	return mount.UnmountAll(path("merged"))
+}
+
 func clean(dir string) error {
 	if err := mount.UnmountAll(dir); err != nil {
 		return err

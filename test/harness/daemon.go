@@ -49,6 +49,9 @@ const stopTimeout = 30 * time.Second
 // are limited. Start starts it.
 func New(p *Programs) (*Daemon, error) {
 	dir, err := os.MkdirTemp("/tmp", "berth-t-")
+	if err == nil {
+		err = os.Chmod(dir, 0o711) // containers with users of their own pass through
+	}
 	if err != nil {
 		return nil, err
 	}
