@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/berthd/berth/api/services/tasks/v1"
+	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/api/types/task"
 	"github.com/berthd/berth/protobuf"
 )
@@ -46,6 +47,9 @@ type TaskOptions struct {
 	// LogURI is where the shim itself writes the output, as from PrepareLog;
 	// empty: nowhere.
 	LogURI string
+	// Checkpoint is where the processes go on from, of what Checkpoint gave the first;
+	// nil: the container's command begins.
+	Checkpoint *types.Descriptor
 }
 
 // Process gives a process of which nothing is known but that it should exist.
@@ -70,6 +74,7 @@ func (c *Container) NewTask(ctx context.Context, o TaskOptions) (*Process, error
 		Rootfs:      mounts,
 		Terminal:    s.Process != nil && s.Process.Terminal,
 		Stdout:      o.LogURI,
+		Checkpoint:  o.Checkpoint,
 	}
 	if !request.Terminal {
 		request.Stderr = o.LogURI

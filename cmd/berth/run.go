@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/berthd/berth/api/services/containers/v1"
+	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/runtime/spec"
@@ -119,7 +120,7 @@ func (a *app) runDetached(c *client.Client, p *proxy, f *runFlags, o client.Cont
 	if err != nil {
 		return p.refused(err, "")
 	}
-	uri, err := startDetached(p.ctx, container, f.logOptions())
+	uri, err := startDetached(p.ctx, container, f.logOptions(), nil)
 	if err == nil && kept(container) {
 		err = setLabels(c, o.ID, map[string]string{labels.RestartLogURI: uri})
 	}
@@ -140,12 +141,12 @@ func commandOf(container *client.Container) string {
 }
 
 // startDetached runs a container's first process with its output to the log, and
-// gives the URI of that.
-func startDetached(ctx context.Context, container *client.Container, o client.LogOptions) (uri string, err error) {
+// gives the URI of that. It goes on from a checkpoint if one is given.
+func startDetached(ctx context.Context, container *client.Container, o client.LogOptions, from *types.Descriptor) (uri string, err error) {
 	if uri, err = container.PrepareLog(ctx, o); err != nil {
 		return "", err
 	}
-	p, err := container.NewTask(ctx, client.TaskOptions{LogURI: uri})
+	p, err := container.NewTask(ctx, client.TaskOptions{LogURI: uri, Checkpoint: from})
 	if err != nil {
 		return "", err
 	}

@@ -7,23 +7,32 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/api/types/task"
 	"github.com/berthd/berth/client"
 )
 
 func (a *app) startCommand() *cobra.Command {
 	var attach, interactive bool
+	var from string
 	cmd := &cobra.Command{
-		Use:   "start [-a [-i]] CONTAINER...",
+		Use:   "start [-a [-i] | --checkpoint NAME] CONTAINER...",
 		Short: "Run containers again that have ended",
 		Long: "Run the commands of containers again, with the files as they left them. In the background their output is\n" +
-			"added to their log; with -a one container runs in the foreground, as with `berth run`.\n\n" +
+			"added to their log; with -a one container runs in the foreground, as with `berth run`. With --checkpoint it\n" +
+			"goes on where it was when that was written.\n\n" +
 			"Exit status with -a: as that of `berth run`.",
 		Args:              minArgs(1, "container"),
 		ValidArgsFunction: a.completeContainers(statusCreated, statusExited),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			if interactive && !attach {
 				return usage(errors.New("-i is for -a"))
+			}
+			if attach && from != "" {
+				return usage(errors.New("--checkpoint with -a: it goes on in the background; `berth attach` shows its output"))
+			}
+			if from != "" && len(refs) != 1 {
+				return usage(errors.New("--checkpoint is for one container"))
 			}
 			if attach {
 				if len(refs) != 1 {
@@ -33,10 +42,11 @@ func (a *app) startCommand() *cobra.Command {
 				return a.startAttached(refs[0], interactive)
 			}
 			return a.withClient(func(ctx context.Context, c *client.Client) error {
-				return a.each(ctx, c, refs, func(container *client.Container) error { return a.startAgain(ctx, c, container) })
+				return a.each(ctx, c, refs, func(container *client.Container) error { return a.startAgain(ctx, c, container, from) })
 			})
 		},
 	}
+	cmd.Flags().StringVar(&from, "checkpoint", "", "go on from the checkpoint of that `name`")
 	cmd.Flags().BoolVarP(&attach, "attach", "a", false, "in the foreground")
 	cmd.Flags().BoolVarP(&interactive, "interactive", "i", false, "give it berth's standard input")
 	return cmd
@@ -44,12 +54,25 @@ func (a *app) startCommand() *cobra.Command {
 
 // startAgain runs a container in the background; if it runs already, that is
 // that.
-func (a *app) startAgain(ctx context.Context, c *client.Client, container *client.Container) error {
+func (a *app) startAgain(ctx context.Context, c *client.Client, container *client.Container, checkpoint string) error {
+	var from *types.Descriptor
+	if checkpoint != "" {
+		var err error
+		if from, err = checkpointOf(ctx, c, container, checkpoint); err != nil {
+			return err
+		}
+	}
 	running, err := clear(ctx, c, container)
-	if err != nil || running {
+	if err != nil {
 		return err
 	}
-	if _, err := startDetached(ctx, container, client.LogOptions{}); err != nil {
+	if running && from != nil {
+		return hint(fmt.Errorf("container %q runs", container.ID()), "stop it with `berth stop %s` first", container.ID())
+	}
+	if running {
+		return nil
+	}
+	if _, err := startDetached(ctx, container, client.LogOptions{}, from); err != nil {
 		return errors.Join(err, discardTask(c, container.ID()))
 	}
 	return markStopped(c, container, false)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -52,8 +53,18 @@ func TestScripts(t *testing.T) {
 			"gone":     cmdGone,
 			"terminal": cmdTerminal,
 		},
+		Condition:          condition,
 		RequireUniqueNames: true,
 	})
+}
+
+// condition tells what scripts ask about the machine in brackets: criu, whether it
+// can make checkpoints here.
+func condition(name string) (bool, error) {
+	if name == "criu" {
+		return exec.Command("criu", "check").Run() == nil, nil
+	}
+	return false, fmt.Errorf("unknown condition %q", name)
 }
 
 // checkTimeout bounds the look at the store when a script ends.
