@@ -10,6 +10,7 @@ import (
 	_ "github.com/berthd/berth/api/runtime/task/v2"
 	_ "github.com/berthd/berth/api/runtime/task/v2/taskttrpc"
 	_ "github.com/berthd/berth/api/runtime/task/v3"
+	_ "github.com/berthd/berth/api/runtime/sandbox/v1/sandboxgrpc"
 	_ "github.com/berthd/berth/api/runtime/task/v3/taskgrpc"
 	_ "github.com/berthd/berth/api/runtime/task/v3/taskttrpc"
 	_ "github.com/berthd/berth/api/services/containers/v1"

@@ -167,6 +167,10 @@ func (t *Tasks) dismiss(ctx context.Context, k *task, c *conn) error {
 	if c == nil {
 		return nil
 	}
+	if k != nil && t.sandboxed(k) {
+		c.close()
+		return nil
+	}
 	if err := t.shutdown(ctx, c); err != nil {
 		return err
 	}

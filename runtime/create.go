@@ -150,7 +150,11 @@ func (t *Tasks) startShim(ctx context.Context, k *task, p *plan) (*child, *conn,
 		return nil, c, err
 	}
 	if p.intent.Group != "" {
-		if c, err := t.joinShim(ctx, k); c != nil || err != nil {
+		c, err := t.joinShim(ctx, k)
+		if c == nil && err == nil && p.host != nil {
+			err = fmt.Errorf("%w: %w", errNoHost, errdefs.ErrUnavailable)
+		}
+		if c != nil || err != nil {
 			return nil, c, err
 		}
 	}

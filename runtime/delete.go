@@ -125,7 +125,11 @@ func (t *Tasks) deleteWithShim(ctx context.Context, k *task, v view) (record.Exi
 	defer leave()
 	// The shim has to know that it is to leave before the bundle goes: nobody
 	// could tell it after a crash of the daemon.
-	told, shared := t.shutdown(ctx, c), t.shared(k)
+	told, shared := error(nil), t.shared(k)
+	if !t.sandboxed(k) {
+		told = t.shutdown(ctx, c)
+		shared = t.shared(k)
+	}
 	if told == nil {
 		if err = t.shelve(k); err == nil {
 			k.exited(exit)

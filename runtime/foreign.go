@@ -34,6 +34,9 @@ func (t *Tasks) startForeign(ctx context.Context, k *task, p *plan) (*conn, erro
 		return nil, fmt.Errorf("make bundle: %w", err)
 	}
 	t.followLog(k)
+	if p.host != nil {
+		return t.joinForeign(ctx, k, p.host)
+	}
 	t.askOnce(k)
 	output, err := t.callStart(ctx, k, p)
 	if err != nil {
@@ -154,7 +157,9 @@ func (t *Tasks) furnish(k *task) error {
 }
 
 // workDir is where a foreign shim may keep what outlives the machine's power.
-func (t *Tasks) workDir(k *task) string { return filepath.Join(t.cfg.Root, bundlesDir, k.ns, k.id) }
+func (t *Tasks) workDir(k *task) string {
+	return filepath.Join(t.cfg.Root, strings.TrimPrefix(k.dir, t.cfg.State))
+}
 
 // clearWork removes a foreign shim's work directory.
 func (t *Tasks) clearWork(k *task) error {
@@ -231,7 +236,7 @@ func (t *Tasks) shared(k *task) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, b := range t.boxes {
-		if _, over := b.ended(); b.task != k && b.at.Address == address && !over {
+		if b.task != k && b.serves(address) {
 			return true
 		}
 	}

@@ -36,6 +36,7 @@ type plan struct {
 	request *shimtask.CreateTaskRequest
 	cgroup  string // where the shim is to be, if anywhere
 
+	host       *host             // the shim that it joins, if it is known to be there
 	checkpoint *types.Descriptor // the blob to unpack, if any
 	blobs      Blobs             // where that is; nil: nowhere
 }
@@ -46,8 +47,6 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 	switch {
 	case c.GetId() != id:
 		return nil, fmt.Errorf("container %q is not %q: %w", c.GetId(), id, errdefs.ErrInvalidArgument)
-	case r.GetTaskApiAddress() != "":
-		return nil, joining(r.GetTaskApiAddress())
 	case len(c.GetSpec().GetValue()) == 0:
 		return nil, fmt.Errorf("container %q has no spec: %w", id, errdefs.ErrInvalidArgument)
 	}
@@ -64,12 +63,16 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 	if err != nil {
 		return nil, err
 	}
-	if o.GetTaskApiAddress() != "" { // the old spelling
-		return nil, joining(o.GetTaskApiAddress())
-	}
 	group, err := groupOf(c)
 	if err != nil {
 		return nil, err
+	}
+	join, err := t.joining(ns, c, r, o)
+	if err != nil {
+		return nil, err
+	}
+	if join != nil { // whose runtime that shim is counts from here on
+		runtime, binary, foreign, group = join.intent.Runtime, join.intent.Binary, join.intent.Foreign, join.intent.Group
 	}
 	checkpoint, blob, err := checkpointOf(r, o)
 	if err != nil {
@@ -79,6 +82,7 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 		checkpoint = t.imagesDir(ns, id)
 	}
 	p := &plan{
+		host:       join,
 		checkpoint: blob,
 		config:     c.GetSpec().GetValue(),
 		cgroup:     o.GetShimCgroup(),
@@ -100,10 +104,6 @@ func (t *Tasks) plan(ns string, c *containers.Container, r *tasks.CreateTaskRequ
 		p.intent.Rootfs = append(p.intent.Rootfs, recordMount(m))
 	}
 	return p, nil
-}
-
-func joining(address string) error {
-	return fmt.Errorf("task API at %q: joining a sandbox: %w", address, errdefs.ErrNotImplemented)
 }
 
 func recordMount(m *types.Mount) record.Mount {

@@ -4,18 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/ttrpc"
 
 	apievents "github.com/berthd/berth/api/events"
 	shimbox "github.com/berthd/berth/api/runtime/sandbox/v1"
 	"github.com/berthd/berth/api/runtime/sandbox/v1/sandboxttrpc"
 	"github.com/berthd/berth/api/services/sandbox/v1"
-	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/names"
 	"github.com/berthd/berth/protobuf"
 	"github.com/berthd/berth/runtime/record"
@@ -45,7 +42,11 @@ func (t *Tasks) newBox(in record.Intent) *box {
 	k := t.newTask(in.Namespace, in.ID, creating)
 	k.dir = filepath.Join(t.cfg.State, sandboxesDir, in.Namespace, in.ID)
 	k.intent = in
-	k.settle(groupSocket(t.cfg.State, in.Namespace, in.Group))
+	if in.Foreign { // it says where it listens; what stands there until then is nobody else's
+		k.settle(socketPath(t.cfg.State, in.Namespace, "sandbox/"+in.ID))
+	} else {
+		k.settle(groupSocket(t.cfg.State, in.Namespace, in.Group))
+	}
 	return &box{task: k, over: make(chan struct{})}
 }
 
@@ -63,15 +64,6 @@ func (t *Tasks) sandbox(ns, id string) (*box, error) {
 	return b, nil
 }
 
-// client gives the sandbox API of a connection.
-func (c *conn) sandbox() (sandboxttrpc.SandboxService, error) {
-	client, ok := c.client.(*ttrpc.Client)
-	if !ok {
-		return nil, fmt.Errorf("sandboxes over gRPC: %w", errdefs.ErrNotImplemented)
-	}
-	return sandboxttrpc.NewSandboxClient(client), nil
-}
-
 // askBox makes a call to a sandbox's shim.
 func askBox[Q, A any](ctx context.Context, t *Tasks, b *box, what string, limit time.Duration, method func(sandboxttrpc.SandboxService, context.Context, Q) (A, error), request Q) (A, error) {
 	var none A
@@ -83,129 +75,12 @@ func askBox[Q, A any](ctx context.Context, t *Tasks, b *box, what string, limit 
 		b.try()
 		return none, fmt.Errorf("sandbox %q: %s: %w", b.id, v.reason, errdefs.ErrUnavailable)
 	}
-	client, err := v.conn.sandbox()
-	if err != nil {
-		return none, err
-	}
-	bound := func(ctx context.Context, q Q) (A, error) { return method(client, ctx, q) }
+	bound := func(ctx context.Context, q Q) (A, error) { return method(v.conn.box, ctx, q) }
 	reply, err := call(ctx, v.conn, what, limit, bound, request)
 	if err != nil {
 		return none, fmt.Errorf("sandbox %q: %w", b.id, err)
 	}
 	return reply, nil
-}
-
-// CreateSandbox starts the shim of a sandbox. After an error nothing is left.
-func (t *Tasks) CreateSandbox(ctx context.Context, ns string, r *sandbox.ControllerCreateRequest) error {
-	id := r.GetSandboxId()
-	if err := errors.Join(names.Namespace(ns), names.Identifier(id)); err != nil {
-		return err
-	}
-	runtime := r.GetSandbox().GetRuntime().GetName()
-	if runtime == "" {
-		runtime = RuntimeRunc
-	}
-	binary, err := t.resolve(runtime)
-	if err != nil {
-		return fmt.Errorf("create sandbox %q: %w", id, err)
-	}
-	if binary != t.cfg.Shim {
-		return fmt.Errorf("create sandbox %q: runtime %q: sandboxes under another's shim: %w", id, runtime, errdefs.ErrNotImplemented)
-	}
-	if err := t.begin(); err != nil {
-		return err
-	}
-	defer t.wg.Done()
-	b := t.newBox(record.Intent{
-		Version: record.Version, Namespace: ns, ID: id, Group: id, Runtime: runtime, Binary: binary,
-		BootID: t.bootID, CreatedAt: t.cfg.Now(),
-	})
-	t.mu.Lock()
-	if t.boxes[name{ns, id}] != nil {
-		t.mu.Unlock()
-		b.leave()
-		return fmt.Errorf("sandbox %q: %w", id, errdefs.ErrAlreadyExists)
-	}
-	t.boxes[name{ns, id}] = b
-	t.mu.Unlock()
-	if err := t.makeBox(ctx, b, r); err != nil {
-		return fmt.Errorf("create sandbox %q: %w", id, errors.Join(err, t.dropBox(b)))
-	}
-	t.cfg.Publish(context.WithoutCancel(ctx), ns, topicSandboxCreate, &apievents.SandboxCreate{SandboxId: id})
-	t.cfg.Log.Info("sandbox created", "namespace", ns, "id", id, "shim", b.view().shimPID)
-	t.wg.Go(func() { t.attendBox(b) })
-	return nil
-}
-
-// makeBox makes the bundle and the shim of a sandbox.
-func (t *Tasks) makeBox(ctx context.Context, b *box, r *sandbox.ControllerCreateRequest) error {
-	parent := filepath.Dir(b.dir)
-	if err := os.MkdirAll(parent, 0o711); err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(parent, newPrefix+b.id+"-")
-	if err != nil {
-		return err
-	}
-	if err = record.Write("runtime.intent", dir, record.IntentFile, b.intent); err == nil {
-		err = durable.RenameVolatile("runtime.sandbox", dir, b.dir)
-	}
-	if err != nil {
-		return errors.Join(err, removeTree(dir))
-	}
-	leave, err := t.pods.enter(ctx, b.socket)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	c, err := t.joinShim(ctx, b.task) // containers may have come first
-	if err != nil {
-		return err
-	}
-	if c == nil {
-		if _, c, err = t.startOwn(ctx, b.task, ""); err != nil {
-			return err
-		}
-	}
-	b.set(connected, "", c)
-	_, err = askBox(ctx, t, b, "create the sandbox", t.cfg.Deadlines.Create, sandboxttrpc.SandboxService.CreateSandbox, &shimbox.CreateSandboxRequest{
-		SandboxId: b.id, BundlePath: b.dir, Rootfs: r.GetRootfs(), Options: r.GetOptions(), NetnsPath: r.GetNetnsPath(), Annotations: r.GetAnnotations(),
-	})
-	return err
-}
-
-// dropBox ends the shim of a sandbox, unless containers are with it, and removes
-// the sandbox.
-func (t *Tasks) dropBox(b *box) error {
-	v := b.view()
-	leave, err := t.pods.enter(t.ctx, b.socket)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	shared := t.shared(b.task)
-	if !shared {
-		if v.conn != nil {
-			if err := t.shutdown(t.ctx, v.conn); err == nil {
-				_ = t.parted(t.ctx, v.conn) // else it is ended
-			}
-		}
-		if err := t.endShim(t.ctx, b.task, v.conn); err != nil {
-			return err
-		}
-		if err := os.Remove(b.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	if err := removeTree(b.dir); err != nil {
-		return err
-	}
-	t.mu.Lock()
-	delete(t.boxes, name{b.ns, b.id})
-	t.mu.Unlock()
-	b.end(t.cfg.Now())
-	b.close()
-	return nil
 }
 
 // end notes that the sandbox has ended.
@@ -241,10 +116,14 @@ func (t *Tasks) StartSandbox(ctx context.Context, ns string, r *sandbox.Controll
 		return nil, err // it was started before, and stays
 	}
 	if err != nil {
-		return nil, errors.Join(err, t.dropBox(b))
+		return nil, t.failBox(b, err)
 	}
 	t.cfg.Publish(context.WithoutCancel(ctx), ns, topicSandboxStart, &apievents.SandboxStart{SandboxId: b.id})
-	return &sandbox.ControllerStartResponse{SandboxId: b.id, Pid: reply.GetPid(), CreatedAt: reply.GetCreatedAt()}, nil
+	at := b.contact()
+	return &sandbox.ControllerStartResponse{
+		SandboxId: b.id, Pid: reply.GetPid(), CreatedAt: reply.GetCreatedAt(), Spec: reply.GetSpec(),
+		Address: at.endpoint(), Version: uint32(at.Version),
+	}, nil
 }
 
 // StopSandbox makes a sandbox not ready. One that there is not is stopped.
@@ -300,10 +179,10 @@ func (t *Tasks) SandboxStatus(ctx context.Context, ns string, r *sandbox.Control
 	if err != nil {
 		return nil, err
 	}
-	v := b.view()
+	at := b.contact()
 	answer := &sandbox.ControllerStatusResponse{
-		SandboxId: b.id, State: sandboxNotReady, CreatedAt: protobuf.Timestamp(v.intent.CreatedAt),
-		Address: "unix://" + b.socket, Version: taskV3,
+		SandboxId: b.id, State: sandboxNotReady, CreatedAt: protobuf.Timestamp(b.view().intent.CreatedAt),
+		Address: at.endpoint(), Version: uint32(at.Version),
 	}
 	if at, ok := b.ended(); ok {
 		answer.ExitedAt = protobuf.Timestamp(at)
@@ -333,7 +212,7 @@ func (t *Tasks) ShutdownSandbox(ctx context.Context, ns string, r *sandbox.Contr
 			return err
 		}
 	}
-	return t.dropBox(b)
+	return t.dropBox(b, true)
 }
 
 // SandboxMetrics tells what a sandbox itself uses.
@@ -348,4 +227,18 @@ func (t *Tasks) SandboxMetrics(ctx context.Context, ns string, r *sandbox.Contro
 		return nil, err
 	}
 	return &sandbox.ControllerMetricsResponse{Metrics: reply.GetMetrics()}, nil
+}
+
+// SandboxPlatform tells for which platform a sandbox runs programs.
+func (t *Tasks) SandboxPlatform(ctx context.Context, ns string, r *sandbox.ControllerPlatformRequest) (*sandbox.ControllerPlatformResponse, error) {
+	b, err := t.sandbox(ns, r.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	reply, err := askBox(ctx, t, b, "tell the sandbox's platform", t.cfg.Deadlines.State, sandboxttrpc.SandboxService.Platform,
+		&shimbox.PlatformRequest{SandboxId: b.id})
+	if err != nil {
+		return nil, err
+	}
+	return &sandbox.ControllerPlatformResponse{Platform: reply.GetPlatform()}, nil
 }

@@ -54,12 +54,21 @@ func (t *Tasks) loadBox(dir, ns, id string) error {
 		t.cfg.Log.Error("sandbox left alone: its record can't be read", "path", dir, "error", err)
 		return nil
 	}
-	if in.BootID != t.bootID {
-		return removeTree(dir)
-	}
 	b := t.newBox(*in)
+	if in.BootID != t.bootID {
+		b.leave()
+		if err := unmountRootfs(dir); err != nil {
+			return err
+		}
+		return errors.Join(t.clearWork(b.task), removeTree(dir))
+	}
 	if shim, err := readRecord[record.Shim](dir, record.ShimFile); err == nil && shim != nil {
 		b.shim = *shim
+	}
+	if in.Foreign {
+		if at, err := readContact(dir); err == nil { // else it never said
+			b.at = at
+		}
 	}
 	b.stand, b.reason = adopting, "its shim was not asked yet"
 	t.boxes[name{ns, id}] = b
@@ -85,6 +94,11 @@ func (t *Tasks) attendBox(b *box) {
 				b.end(reply.GetExitedAt().AsTime())
 			case errdefs.IsNotFound(err):
 				b.end(t.cfg.Now()) // a create that came to nothing
+			case errdefs.IsNotImplemented(err): // its end is that of its shim
+				select {
+				case <-v.conn.done:
+				case <-b.ctx.Done():
+				}
 			case !v.conn.closed():
 				b.pause(pause)
 			}
@@ -103,6 +117,9 @@ func (t *Tasks) reviewBox(b *box) bool {
 	log := t.cfg.Log.With("namespace", b.ns, "sandbox", b.id)
 	c, err := t.dial(ctx, b.contact(), false)
 	if err == nil {
+		if b.foreign() {
+			t.followLog(b.task)
+		}
 		b.set(connected, "", c)
 		log.Info("sandbox adopted")
 		return true
@@ -113,7 +130,7 @@ func (t *Tasks) reviewBox(b *box) bool {
 	b.mu.Lock()
 	shim := b.shim
 	b.mu.Unlock()
-	if dialAnswer(err) == refused && lifeOf(shim.PID, shim.StartTime) != alive {
+	if found := lifeOf(shim.PID, shim.StartTime); found == dead || found == unrecorded && dialAnswer(err) == refused {
 		b.set(stopped, "its shim has died", nil)
 		b.end(t.cfg.Now())
 		log.Error("sandbox ended, its shim has died")

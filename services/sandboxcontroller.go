@@ -13,8 +13,8 @@ import (
 
 // sandboxController serves the sandboxer "shim", the only one there is.
 type sandboxController struct {
-	sandboxgrpc.UnimplementedControllerServer // Platform: not served by containerd either
-	tasks                                     *runtime.Tasks
+	sandboxgrpc.UnimplementedControllerServer
+	tasks *runtime.Tasks
 }
 
 // sandboxer is the name of the controller whose sandboxes are shims.
@@ -90,6 +90,14 @@ func (s *sandboxController) Metrics(ctx context.Context, r *sandbox.ControllerMe
 		return nil, err
 	}
 	return s.tasks.SandboxMetrics(ctx, ns, r)
+}
+
+func (s *sandboxController) Platform(ctx context.Context, r *sandbox.ControllerPlatformRequest) (*sandbox.ControllerPlatformResponse, error) {
+	ns, err := s.scoped(ctx, r.GetSandboxer())
+	if err != nil {
+		return nil, err
+	}
+	return s.tasks.SandboxPlatform(ctx, ns, r)
 }
 
 // Update takes any change to a sandbox's record, which means nothing to its shim.
