@@ -47,6 +47,8 @@ type foreignScript struct {
 	Garbage  bool   // delete prints garbage
 	Publish  bool   // events by the daemon's binary
 	Unserved string // a method that it does not know in version 3
+	Sandbox  bool   // it serves the sandbox API
+	Protocol string // that it says it speaks; "" is ttrpc
 }
 
 // foreignFake is the fake shim's server.
@@ -176,14 +178,21 @@ func (f foreignFake) start(args []string) error {
 	case "address":
 		answer = []byte("unix://" + address)
 	case "proto":
-		answer, err = proto.Marshal(&bootstrap.BootstrapResult{Version: int32(version), Address: "unix://" + address, Protocol: protocolTTRPC})
+		answer, err = proto.Marshal(&bootstrap.BootstrapResult{Version: int32(version), Address: "unix://" + address, Protocol: f.protocol()})
 	default:
-		answer, err = json.Marshal(contact{Version: version, Address: "unix://" + address, Protocol: protocolTTRPC})
+		answer, err = json.Marshal(contact{Version: version, Address: "unix://" + address, Protocol: f.protocol()})
 	}
 	if err == nil {
 		_, err = os.Stdout.Write(answer)
 	}
 	return err
+}
+
+func (f foreignFake) protocol() string {
+	if f.script.Protocol != "" {
+		return f.script.Protocol
+	}
+	return protocolTTRPC
 }
 
 func (f foreignFake) serve() error {
@@ -211,6 +220,11 @@ func (f foreignFake) serve() error {
 		"Connect": served(f.Connect), "Create": served(f.Create), "Start": served(f.Start), "Delete": served(f.Delete),
 		"State": served(f.State), "Exec": served(f.Exec), "Kill": served(f.Kill), "Wait": served(f.Wait),
 		"Pids": served(f.fakeShim.Pids), "Stats": served(f.Stats), "Pause": served(f.Pause), "Shutdown": served(f.Shutdown),
+	}
+	if f.script.Sandbox {
+		box := newForeignBox(f)
+		methods = box.tasks()
+		server.RegisterService(sandboxService, &ttrpc.ServiceDesc{Methods: box.boxes()})
 	}
 	serves := f.script.Serves
 	if serves == 0 {

@@ -232,6 +232,7 @@ func (m *machine) open() *Tasks {
 		Root: filepath.Join(m.dir, "root"), State: m.dir, Shim: m.shim, Daemon: m.daemon,
 		TTRPCAddress: filepath.Join(m.dir, "ttrpc.sock"),
 		Publish:      m.publish, Forward: m.forward, Deadlines: m.deadlines, Watch: m.watch,
+		GRPC:   otherClient,
 		BootID: func() (string, error) { return m.bootID, nil },
 		Log:    slog.New(slog.NewTextHandler(lockedWriter{m}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,13 +147,14 @@ func TestSandboxShimKilled(t *testing.T) {
 func TestSandboxRefused(t *testing.T) {
 	m := newMachine(t)
 	d := m.start()
-	foreign := m.scripted("box", "true")
+	broken := m.scripted("box", "true")
 	for id, c := range map[string]struct {
 		runtime string
 		kind    func(error) bool
 	}{
 		"a/b":     {"", errdefs.IsInvalidArgument},
-		"foreign": {foreign, errdefs.IsNotImplemented},
+		"broken":  {broken, func(err error) bool { return err != nil && strings.Contains(err.Error(), "printed no address") }},
+		"missing": {"io.containerd.nosuch.v1", func(err error) bool { return err != nil && strings.Contains(err.Error(), "is not installed") }},
 	} {
 		err := d.CreateSandbox(t.Context(), testNS, &sandbox.ControllerCreateRequest{
 			SandboxId: id, Sandbox: &types.Sandbox{Runtime: &types.Sandbox_Runtime{Name: c.runtime}},
