@@ -2,8 +2,6 @@ package client
 
 import (
 	"context"
-	"slices"
-	"strings"
 
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/internal/mount"
@@ -32,39 +30,11 @@ func withRoot(mounts []*types.Mount, do func(*spec.Root) error) error {
 	return mount.WithTemp(context.Background(), readonly(mounts), open)
 }
 
-// readonly turns mounts into such as can't be written through. Of an overlay
-// the upper directory becomes one more lower one: two mounts must not share it,
-// nor a work directory.
+// readonly turns mounts into such as can't be written through.
 func readonly(mounts []*types.Mount) []mount.Mount {
 	list := make([]mount.Mount, 0, len(mounts))
 	for _, m := range mounts {
-		options := slices.DeleteFunc(slices.Clone(m.GetOptions()), func(o string) bool { return o == "rw" || o == "ro" })
-		if m.GetType() == "overlay" {
-			options = lowered(options)
-		}
-		list = append(list, mount.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: append(options, "ro")})
+		list = append(list, mount.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()})
 	}
-	return list
-}
-
-// lowered rewrites the options of an overlay.
-func lowered(options []string) []string {
-	upper := ""
-	for _, o := range options {
-		if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
-			upper = dir
-		}
-	}
-	var kept []string
-	for _, o := range options {
-		lower, isLower := strings.CutPrefix(o, "lowerdir=")
-		switch {
-		case isLower && upper != "":
-			kept = append(kept, "lowerdir="+upper+":"+lower)
-		case strings.HasPrefix(o, "upperdir="), strings.HasPrefix(o, "workdir="), o == "index=on", o == "volatile":
-		default:
-			kept = append(kept, o)
-		}
-	}
-	return kept
+	return mount.ReadOnly(list)
 }

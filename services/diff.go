@@ -2,12 +2,18 @@ package services
 
 import (
 	"context"
+	"crypto/rand"
+	"fmt"
 	"io"
+	"maps"
+
+	"github.com/containerd/errdefs"
 
 	api "github.com/berthd/berth/api/services/diff/v1"
 	"github.com/berthd/berth/api/services/diff/v1/diffgrpc"
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/diff"
+	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/metadata"
 )
 
@@ -45,6 +51,43 @@ func (s *diffService) Apply(ctx context.Context, r *api.ApplyRequest) (_ *api.Ap
 	}}, nil
 }
 
-func (s *diffService) Diff(context.Context, *api.DiffRequest) (*api.DiffResponse, error) {
-	return nil, notServed("making a layer from mounts", "compare the directories on the client's side")
+// Diff makes a layer of what makes the right mounts differ from the left ones, and
+// stores it in the namespace's content.
+func (s *diffService) Diff(ctx context.Context, r *api.DiffRequest) (*api.DiffResponse, error) {
+	if len(r.GetRight()) == 0 {
+		return nil, missing("right")
+	}
+	sc, err := scope(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o := diff.MakeOptions{MediaType: r.GetMediaType()}
+	if r.GetSourceDateEpoch() != nil {
+		if err := r.GetSourceDateEpoch().CheckValid(); err != nil {
+			return nil, fmt.Errorf("source_date_epoch: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		o.Epoch = r.GetSourceDateEpoch().AsTime()
+	}
+	ref := r.GetRef()
+	if ref == "" {
+		ref = "diff-" + rand.Text()
+	}
+	var made diff.Layer
+	d, size, err := storeBlob(ctx, s.db.Blobs(sc), ref, func(w io.Writer) (err error) {
+		made, err = diff.Make(ctx, w, mountsFromWire(r.GetLeft()), mountsFromWire(r.GetRight()), o)
+		return err
+	}, func() map[string]string {
+		marks := maps.Clone(r.GetLabels())
+		if made.Compressed {
+			if marks == nil {
+				marks = map[string]string{}
+			}
+			marks[labels.Uncompressed] = made.DiffID.String()
+		}
+		return marks
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &api.DiffResponse{Diff: &types.Descriptor{MediaType: made.MediaType, Digest: d.String(), Size: size}}, nil
 }

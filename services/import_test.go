@@ -9,13 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	grpcmetadata "google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	api "github.com/berthd/berth/api/berth/images/v1"
 	bimagesgrpc "github.com/berthd/berth/api/berth/images/v1/imagesgrpc"
+	contentapi "github.com/berthd/berth/api/services/content/v1"
+	"github.com/berthd/berth/api/services/content/v1/contentgrpc"
 	diffapi "github.com/berthd/berth/api/services/diff/v1"
 	"github.com/berthd/berth/api/services/diff/v1/diffgrpc"
 	"github.com/berthd/berth/api/services/images/v1"
@@ -180,8 +184,70 @@ func TestDiffApply(t *testing.T) {
 	if err := lastErr(c.Apply(t.Context(), &diffapi.ApplyRequest{Diff: desc, Mounts: p.GetMounts()})); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("without a namespace: %v", err)
 	}
-	if err := lastErr(c.Diff(ctx, &diffapi.DiffRequest{})); status.Code(err) != codes.Unimplemented {
-		t.Errorf("diff: %v", err)
+}
+
+// TestDiff makes layers of a snapshot, which are content like any other.
+func TestDiff(t *testing.T) {
+	d := start(t)
+	ctx := lease(t, d, "ns")
+	p, err := snapshotsgrpc.NewSnapshotsClient(d).Prepare(ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: "native", Key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := p.GetMounts()[0].GetSource()
+	if err := os.WriteFile(filepath.Join(root, "a"), []byte("of the container"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	c, store := diffgrpc.NewDiffClient(d), contentgrpc.NewContentClient(d)
+	ask := func(mediaType string, marks map[string]string) *types.Descriptor {
+		t.Helper()
+		r, err := c.Diff(ctx, &diffapi.DiffRequest{
+			Right: p.GetMounts(), Ref: "layer", MediaType: mediaType, Labels: marks, SourceDateEpoch: timestamppb.New(time.Unix(1000, 0)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetDiff()
+	}
+	first := ask("", map[string]string{"a": "1"})
+	if first.GetMediaType() != "application/vnd.oci.image.layer.v1.tar+gzip" {
+		t.Errorf("made %v", first)
+	}
+	plain := ask("application/vnd.oci.image.layer.v1.tar", nil)
+	// Made again it is there, and gets the labels that it lacks.
+	if again := ask("", map[string]string{"a": "2", "b": "2"}); again.GetDigest() != first.GetDigest() || again.GetSize() != first.GetSize() {
+		t.Errorf("made again: %v, before %v", again, first)
+	}
+	info, err := store.Info(ctx, &contentapi.InfoRequest{Digest: first.GetDigest()})
+	marks := info.GetInfo().GetLabels()
+	if err != nil || marks["containerd.io/uncompressed"] != plain.GetDigest() || marks["a"] != "1" || marks["b"] != "2" {
+		t.Errorf("labels %v, error %v", marks, err)
+	}
+	other, err := snapshotsgrpc.NewSnapshotsClient(d).Prepare(ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: "native", Key: "other"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Apply(ctx, &diffapi.ApplyRequest{Diff: first, Mounts: other.GetMounts()}); err != nil || r.GetApplied().GetDigest() != plain.GetDigest() {
+		t.Errorf("applied %v, error %v", r, err)
+	}
+	if got, err := os.ReadFile(filepath.Join(other.GetMounts()[0].GetSource(), "a")); err != nil || string(got) != "of the container" {
+		t.Errorf("the file is %q, error %v", got, err)
+	}
+	for name, x := range map[string]struct {
+		r    *diffapi.DiffRequest
+		want codes.Code
+	}{
+		"nothing":  {&diffapi.DiffRequest{}, codes.InvalidArgument},
+		"type":     {&diffapi.DiffRequest{Right: p.GetMounts(), Ref: "bad", MediaType: "text/plain"}, codes.Unimplemented},
+		"epoch":    {&diffapi.DiffRequest{Right: p.GetMounts(), Ref: "bad", SourceDateEpoch: &timestamppb.Timestamp{Nanos: -1}}, codes.InvalidArgument},
+		"no mount": {&diffapi.DiffRequest{Right: []*types.Mount{{Type: "bind", Source: "/no/where", Options: []string{"bind"}}}, Ref: "bad"}, codes.Unknown},
+	} {
+		if err := lastErr(c.Diff(ctx, x.r)); status.Code(err) != x.want {
+			t.Errorf("%s: %v, want %v", name, err, x.want)
+		}
+	}
+	if left, err := store.ListStatuses(ctx, &contentapi.ListStatusesRequest{}); err != nil || len(left.GetStatuses()) > 0 {
+		t.Errorf("ingests left: %v, error %v", left, err)
 	}
 }
 

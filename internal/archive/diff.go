@@ -20,6 +20,9 @@ type DiffOptions struct {
 	// Epoch is the latest time that an entry may have, later ones are set to it; the
 	// zero time is no limit. See the specification of SOURCE_DATE_EPOCH.
 	Epoch time.Time
+	// Owner gives the ids that an entry is to have in the layer for those on disk; nil:
+	// the same.
+	Owner func(uid, gid int) (int, int)
 }
 
 // Diff writes to w, as a layer tar, what has to be laid down over the tree lower to

@@ -168,6 +168,9 @@ func (d *differ) header(name string, p *pair) (h *tar.Header, opaque bool, err e
 		Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
 		ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX,
 	}
+	if d.o.Owner != nil {
+		h.Uid, h.Gid = d.o.Owner(h.Uid, h.Gid)
+	}
 	if !d.o.Epoch.IsZero() && h.ModTime.After(d.o.Epoch) {
 		h.ModTime = d.o.Epoch
 	}

@@ -1,0 +1,43 @@
+package mount
+
+import (
+	"slices"
+	"strings"
+)
+
+// ReadOnly turns mounts into such as can't be written through, which others may have
+// mounted meanwhile. Of an overlay the upper directory becomes one more lower one:
+// two mounts must not share it, nor a work directory.
+func ReadOnly(mounts []Mount) []Mount {
+	list := make([]Mount, 0, len(mounts))
+	for _, m := range mounts {
+		options := slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "rw" || o == "ro" })
+		if m.Type == "overlay" {
+			options = lowered(options)
+		}
+		list = append(list, Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: append(options, "ro")})
+	}
+	return list
+}
+
+// lowered rewrites the options of an overlay.
+func lowered(options []string) []string {
+	upper := ""
+	for _, o := range options {
+		if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
+			upper = dir
+		}
+	}
+	var kept []string
+	for _, o := range options {
+		lower, isLower := strings.CutPrefix(o, "lowerdir=")
+		switch {
+		case isLower && upper != "":
+			kept = append(kept, "lowerdir="+upper+":"+lower)
+		case strings.HasPrefix(o, "upperdir="), strings.HasPrefix(o, "workdir="), o == "index=on", o == "volatile":
+		default:
+			kept = append(kept, o)
+		}
+	}
+	return kept
+}
