@@ -34,7 +34,9 @@ func (a *app) checkpointCommand() *cobra.Command {
 		Use:   "checkpoint COMMAND",
 		Short: "Write down what runs in containers, to let it go on later",
 		Long: "Write down the processes of a container with their memory, by criu, and let them go on from there with\n" +
-			"`berth start --checkpoint NAME CONTAINER`. Checkpoints are kept with their container.",
+			"`berth start --checkpoint NAME CONTAINER`, or in a new container of the same image and flags with\n" +
+			"`berth run -d --checkpoint CONTAINER/NAME`. Files are not written down: they have to be there as they were.\n" +
+			"Checkpoints are kept with their container.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -109,6 +111,23 @@ func checkpointOf(ctx context.Context, c *client.Client, container *client.Conta
 		return nil, fmt.Errorf("checkpoint %q of container %q: %w", name, container.ID(), err)
 	}
 	return &types.Descriptor{MediaType: mediaTypeImages, Digest: digest, Size: info.GetInfo().GetSize()}, nil
+}
+
+// namedCheckpoint finds a checkpoint as commands name it: CONTAINER/NAME, or NAME
+// alone for one of own, which may be nil.
+func namedCheckpoint(ctx context.Context, c *client.Client, own *client.Container, ref string) (*types.Descriptor, error) {
+	id, name, other := strings.Cut(ref, "/")
+	switch {
+	case other:
+		container, err := findContainer(ctx, c, id)
+		if err != nil {
+			return nil, err
+		}
+		return checkpointOf(ctx, c, container, name)
+	case own == nil:
+		return nil, usage(fmt.Errorf("checkpoint %q: of which container? As CONTAINER/NAME", ref))
+	}
+	return checkpointOf(ctx, c, own, ref)
 }
 
 // checkpointRow is a line of a list of checkpoints, and an element of its JSON.

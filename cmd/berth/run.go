@@ -116,11 +116,18 @@ func discard(c *client.Client, id string, err error) error {
 
 // runDetached makes a container, starts it and says its id.
 func (a *app) runDetached(c *client.Client, p *proxy, f *runFlags, o client.ContainerOptions) error {
+	var from *types.Descriptor
+	if f.checkpoint != "" {
+		var err error
+		if from, err = namedCheckpoint(p.ctx, c, nil, f.checkpoint); err != nil {
+			return p.refused(err, "")
+		}
+	}
 	container, err := newContainer(p.ctx, c, o)
 	if err != nil {
 		return p.refused(err, "")
 	}
-	uri, err := startDetached(p.ctx, container, f.logOptions(), nil)
+	uri, err := startDetached(p.ctx, container, f.logOptions(), from)
 	if err == nil && kept(container) {
 		err = setLabels(c, o.ID, map[string]string{labels.RestartLogURI: uri})
 	}

@@ -29,6 +29,7 @@ type runFlags struct {
 	snapshotter string
 	stopSignal  string
 	restart     string
+	checkpoint  string
 
 	env, envFiles []string
 	user, cwd     string
@@ -63,6 +64,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.snapshotter, "snapshotter", "", "`snapshotter` for its files")
 	flags.StringVar(&f.stopSignal, "stop-signal", "", "`signal` by which stop asks it to end")
 	registerRestart(flags, &f.restart)
+	flags.StringVar(&f.checkpoint, "checkpoint", "", "with -d: go on from a checkpoint of another `CONTAINER/NAME`, instead of beginning")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment, as `KEY[=VALUE]`; KEY alone passes berth's own on")
 	flags.StringArrayVar(&f.envFiles, "env-file", nil, "`file` with such lines")
 	flags.StringVarP(&f.user, "user", "u", "", "user, as `NAME|UID[:GROUP|GID]`")
@@ -102,6 +104,8 @@ func (f *runFlags) check() error {
 	case policy != "no" && !f.detach:
 		return hint(fmt.Errorf("--restart %s in the foreground: who watches would see the first run alone", policy),
 			"run it with -d, and read its output with `berth logs -f`")
+	case f.checkpoint != "" && !f.detach:
+		return usage(errors.New("--checkpoint in the foreground: with -d it goes on in the background; `berth attach` shows its output"))
 	case f.detach && f.remove:
 		return hint(errors.New("--rm with -d: nobody would be there to remove the container when it ends"),
 			"run it without --rm, and `berth rm` it afterwards")

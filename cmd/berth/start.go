@@ -46,7 +46,7 @@ func (a *app) startCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&from, "checkpoint", "", "go on from the checkpoint of that `name`")
+	cmd.Flags().StringVar(&from, "checkpoint", "", "go on from the checkpoint of that `name`, or CONTAINER/NAME if it is another's")
 	cmd.Flags().BoolVarP(&attach, "attach", "a", false, "in the foreground")
 	cmd.Flags().BoolVarP(&interactive, "interactive", "i", false, "give it berth's standard input")
 	return cmd
@@ -58,7 +58,7 @@ func (a *app) startAgain(ctx context.Context, c *client.Client, container *clien
 	var from *types.Descriptor
 	if checkpoint != "" {
 		var err error
-		if from, err = checkpointOf(ctx, c, container, checkpoint); err != nil {
+		if from, err = namedCheckpoint(ctx, c, container, checkpoint); err != nil {
 			return err
 		}
 	}
