@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/internal/labels"
 )
 
 // built builds a spec of options on a host that has all there is.
@@ -280,7 +282,7 @@ func TestUserNS(t *testing.T) {
 			t.Errorf("the sysfs of a network that is not its own: %+v", m)
 		}
 	}
-	if l := whole.Labels(); l[uidMappingLabel] != "0:100000:65536" || l[gidMappingLabel] != "0:200000:65536,65536:7:1" {
+	if l := whole.Labels(); l[labels.SnapshotUIDs] != "0:100000:65536" || l[labels.SnapshotGIDs] != "0:200000:65536,65536:7:1" {
 		t.Errorf("labels %v", l)
 	}
 	for want, o := range map[string]Options{

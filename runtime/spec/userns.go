@@ -7,21 +7,17 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/internal/labels"
 )
 
 // UserNS is a user namespace of a container's own: its users are others on the
 // host, root too (user_namespaces(7)). Both lists have to map 0.
 type UserNS struct{ UIDs, GIDs []specs.LinuxIDMapping }
 
-// Labels of a snapshot that say how its files are to be shown.
-const (
-	uidMappingLabel = "containerd.io/snapshot/uidmapping"
-	gidMappingLabel = "containerd.io/snapshot/gidmapping"
-)
-
 // Labels are those of the container's snapshot.
 func (u *UserNS) Labels() map[string]string {
-	return map[string]string{uidMappingLabel: mappingText(u.UIDs), gidMappingLabel: mappingText(u.GIDs)}
+	return map[string]string{labels.SnapshotUIDs: mappingText(u.UIDs), labels.SnapshotGIDs: mappingText(u.GIDs)}
 }
 
 func mappingText(list []specs.LinuxIDMapping) string {
