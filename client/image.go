@@ -89,8 +89,11 @@ func imageNames(name string) []string {
 type ImageConfig struct {
 	Image    imagespec.Image
 	Manifest imagespec.Descriptor
+	Layers   []imagespec.Descriptor
 	ChainID  digest.Digest // of the unpacked top layer; empty if there are no layers
 	Size     int64         // of manifest, configuration and layers, in bytes
+
+	raw json.RawMessage // the configuration as it is stored
 }
 
 // ImageConfig reads the configuration of an image, of the variant for the
@@ -130,12 +133,15 @@ func (c *Client) imageConfig(ctx context.Context, desc imagespec.Descriptor) (*I
 	if err := c.readJSON(ctx, desc.Digest, maxManifest, &manifest); err != nil {
 		return nil, err
 	}
-	config := &ImageConfig{Manifest: desc, Size: desc.Size + manifest.Config.Size}
+	config := &ImageConfig{Manifest: desc, Layers: manifest.Layers, Size: desc.Size + manifest.Config.Size}
 	for _, layer := range manifest.Layers {
 		config.Size += layer.Size
 	}
-	if err := c.readJSON(ctx, manifest.Config.Digest, maxConfig, &config.Image); err != nil {
+	if err := c.readJSON(ctx, manifest.Config.Digest, maxConfig, &config.raw); err != nil {
 		return nil, err
+	}
+	if err := json.Unmarshal(config.raw, &config.Image); err != nil {
+		return nil, fmt.Errorf("decode blob %s: %w", manifest.Config.Digest, errors.Join(err, errdefs.ErrInvalidArgument))
 	}
 	if len(config.Image.RootFS.DiffIDs) > 0 {
 		config.ChainID = identity.ChainID(config.Image.RootFS.DiffIDs)
