@@ -177,8 +177,8 @@ func foreignSandboxLife(t *testing.T, m *machine, d *daemon, shim string, s fore
 // a shim that hangs was killed.
 func TestForeignSandboxBreaks(t *testing.T) {
 	m := impatient(t)
-	m.deadlines.ShimStart, m.deadlines.ShimDelete, m.deadlines.Control = time.Second, time.Second, time.Second
-	m.deadlines.Create, m.deadlines.Start, m.deadlines.Shutdown = time.Second, time.Second, 500*time.Millisecond
+	m.deadlines.Control, m.deadlines.Create, m.deadlines.Start = time.Second, time.Second, time.Second
+	m.deadlines.Shutdown = 500 * time.Millisecond
 	shim := m.fakeForeign()
 	d := m.start()
 	for step, want := range map[string]string{

@@ -130,6 +130,9 @@ func (t *Tasks) reviewBox(b *box) bool {
 	b.mu.Lock()
 	shim := b.shim
 	b.mu.Unlock()
+	if dialAnswer(err) == refused {
+		awaitDeath(b.ctx, shim)
+	}
 	if found := lifeOf(shim.PID, shim.StartTime); found == dead || found == unrecorded && dialAnswer(err) == refused {
 		b.set(stopped, "its shim has died", nil)
 		b.end(t.cfg.Now())

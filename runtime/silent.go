@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	shimbox "github.com/berthd/berth/api/runtime/sandbox/v1"
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/internal/cgroup"
@@ -25,19 +26,38 @@ func (t *Tasks) answers(k *task, c *conn) bool {
 	if c.silent.Load() == 0 {
 		return true
 	}
+	t.poke(k, c)
+	return false
+}
+
+// poke asks a task's shim for a sign of life, in the background and once at a
+// time. One that gives none is silent from then on.
+func (t *Tasks) poke(k *task, c *conn) {
+	t.probed(c, func() {
+		_, _ = call(k.ctx, c, "tell its state", t.cfg.Deadlines.State, c.shim.State, &shimtask.StateRequest{Id: k.id})
+	})
+}
+
+// pokeBox is poke for a sandbox.
+func (t *Tasks) pokeBox(b *box, c *conn) {
+	t.probed(c, func() {
+		_, _ = call(b.ctx, c, "answer a ping", t.cfg.Deadlines.State, c.box.PingSandbox, &shimbox.PingRequest{SandboxId: b.id})
+	})
+}
+
+func (t *Tasks) probed(c *conn, ask func()) {
 	if !c.probing.CompareAndSwap(false, true) {
-		return false
+		return
 	}
 	if t.begin() != nil {
 		c.probing.Store(false)
-		return false
+		return
 	}
 	t.wg.Go(func() {
 		defer c.probing.Store(false)
-		_, _ = call(k.ctx, c, "tell its state", t.cfg.Deadlines.State, c.shim.State, &shimtask.StateRequest{Id: k.id})
+		ask()
 	})
 	t.wg.Done()
-	return false
 }
 
 // missed notes that a shim has let a deadline pass.

@@ -11,7 +11,7 @@ import (
 // Finding is something about tasks, or about what they leave, that is not as it
 // has to be.
 type Finding struct {
-	Kind      string // "shim", "exit", "exec", "record", "task", "bundle", "mount", "oci-state", "cgroup", "socket"
+	Kind      string // "shim", "exit", "exec", "record", "task", "sandbox", "bundle", "mount", "oci-state", "cgroup", "socket"
 	Namespace string // empty where there is none
 	Object    string // the task's id, or a path
 	Text      string // what is wrong, and what can be done about it
@@ -80,6 +80,9 @@ func (t *Tasks) Inspect(ctx context.Context) []Finding {
 			return nil
 		}
 		l.task(ctx, k)
+	}
+	for _, b := range t.sandboxes() {
+		l.box(b)
 	}
 	l.bundles()
 	l.ociStates()

@@ -36,6 +36,14 @@ func (l *inspection) task(ctx context.Context, k *task) {
 	}
 }
 
+// shimName names a shim, which may not have told its pid.
+func shimName(pid int) string {
+	if pid == 0 {
+		return "its shim, which has told no pid,"
+	}
+	return fmt.Sprintf("shim %d", pid)
+}
+
 func hungAdvice(pid int) string {
 	if pid == 0 {
 		return ""
@@ -48,8 +56,12 @@ func (l *inspection) shim(k *task, v view) {
 	t := l.tasks
 	if silent := v.conn.silentFor(); silent > 0 {
 		l.report(Finding{Kind: "shim", Namespace: k.ns, Object: k.id, Since: l.now.Add(-silent), Text: fmt.Sprintf(
-			"shim %d has not answered for %s%s", v.shimPID, silent.Round(time.Second), hungAdvice(v.shimPID))})
-		t.answers(k, v.conn) // asks again
+			"%s has not answered for %s%s", shimName(v.shimPID), silent.Round(time.Second), hungAdvice(v.shimPID))})
+		t.poke(k, v.conn)
+	} else if k.foreign() {
+		// Of ours it is known what can make them hang, and every call about them
+		// shows it; of another's nothing is.
+		t.poke(k, v.conn)
 	}
 	k.mu.Lock()
 	shim := k.shim
