@@ -140,7 +140,7 @@ func (k *keeper) look(ctx context.Context) (time.Duration, error) {
 	case end:
 		return e.Every, k.end(ctx, record)
 	case begin:
-		if !k.settled() { // whoever made it is about to start it
+		if !w.pending && !k.settled() { // whoever made it is about to start it
 			return e.Every, nil
 		}
 	case run:
@@ -149,7 +149,7 @@ func (k *keeper) look(ctx context.Context) (time.Duration, error) {
 		}
 	default:
 		k.due, k.settles = time.Time{}, time.Time{}
-		if w.pending && task != nil {
+		if w.pending {
 			return e.Every, e.Store.SetLabels(ctx, k.Namespace, k.ID, map[string]string{pendingLabel: ""})
 		}
 		return e.Every, nil
@@ -220,12 +220,12 @@ func (k *keeper) delay() time.Duration {
 // has stopped the container meanwhile.
 func (k *keeper) restart(ctx context.Context, record *containers.Container, w wish, task *apitask.Process, todo action) error {
 	e := k.engine
-	if todo == run {
-		if task != nil && w.policy.Name == OnFailure {
-			if err := e.Store.SetLabels(ctx, k.Namespace, k.ID, map[string]string{pendingLabel: "true"}); err != nil {
-				return err
-			}
+	if !w.pending {
+		if err := e.Store.SetLabels(ctx, k.Namespace, k.ID, map[string]string{pendingLabel: "true"}); err != nil {
+			return err
 		}
+	}
+	if todo == run {
 		if task != nil {
 			_, err := e.Tasks.Delete(ctx, k.Namespace, &tasks.DeleteTaskRequest{ContainerId: k.ID})
 			if err != nil && !errdefs.IsNotFound(err) {
@@ -258,10 +258,7 @@ func (k *keeper) restart(ctx context.Context, record *containers.Container, w wi
 			return k.discard(ctx)
 		}
 	}
-	set := map[string]string{labels.RestartCount: strconv.Itoa(w.count + 1)}
-	if w.policy.Name == OnFailure {
-		set[pendingLabel] = ""
-	}
+	set := map[string]string{labels.RestartCount: strconv.Itoa(w.count + 1), pendingLabel: ""}
 	err = e.Store.SetLabels(ctx, k.Namespace, k.ID, set)
 	if errdefs.IsNotFound(err) {
 		return nil // the next look disowns it

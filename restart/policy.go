@@ -62,9 +62,10 @@ func (p Policy) String() string {
 	return p.Name
 }
 
-// pendingLabel is on a container with policy on-failure from before its task is
-// deleted until it runs again. A daemon that ends in between leaves no other
-// trace of the failure.
+// pendingLabel is on a container from before its task is deleted for a restart
+// until it runs again. A daemon that ends in between leaves no other trace of why
+// there is no task, or one that was not started, and whose doing one is that runs
+// although somebody has stopped it meanwhile.
 const pendingLabel = "io.berth.restart.pending"
 
 // wish is what the labels of a container say.
@@ -74,7 +75,7 @@ type wish struct {
 	count   int  // restarts so far
 	stopped bool // by somebody, explicitly
 	log     string
-	pending bool // a restart had begun: its task was deleted because it failed
+	pending bool // a restart has begun
 }
 
 // readWish reads the labels; ok is false if they are none of ours.
@@ -111,6 +112,8 @@ func decide(w wish, task *apitask.Process) (action, string) {
 	alive := task != nil && task.GetStatus() != apitask.Status_STOPPED
 	created := task != nil && task.GetStatus() == apitask.Status_CREATED
 	switch {
+	case w.stopped && w.pending && alive && !created:
+		return end, "somebody has stopped it while it was being restarted"
 	case w.stopped:
 		return leave, "somebody has stopped it"
 	case w.status == Stopped && alive && !created:

@@ -56,6 +56,8 @@ func TestDecide(t *testing.T) {
 		{"status=running policy=on-failure:2 count=1", "created=begin ended 3=run"},
 		{"status=running policy=on-failure:2 count=2", "created=begin"},
 		{"status=running policy=always explicitly-stopped=true", ""},
+		{"status=running policy=always explicitly-stopped=true pending=true", "running=end paused=end unknown=end"},
+		{"status=running policy=on-failure pending=true", "none=run created=begin ended 3=run"},
 		{"status=running policy=unless-stopped explicitly-stopped=true", ""},
 		{"status=running policy=on-failure explicitly-stopped=true", ""},
 		{"status=running policy=always explicitly-stopped=false", "none=run created=begin ended 0=run ended 3=run"},
@@ -65,6 +67,10 @@ func TestDecide(t *testing.T) {
 		set := map[string]string{}
 		for field := range strings.FieldsSeq(c.labels) {
 			key, value, _ := strings.Cut(field, "=")
+			if key == "pending" {
+				set[pendingLabel] = value
+				continue
+			}
 			set[strings.TrimSuffix(labels.RestartStatus, "status")+key] = value
 		}
 		w, ok, err := readWish(set)
