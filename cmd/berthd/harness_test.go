@@ -28,6 +28,13 @@ import (
 const asBerthd = "BERTHD_TEST_MAIN"
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(asBoxShim); dir != "" {
+		if err := boxShimMain(dir, os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv(asBerthd) != "" {
 		main()
 		os.Exit(0)

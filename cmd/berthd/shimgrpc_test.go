@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	shimbox "github.com/berthd/berth/api/runtime/sandbox/v1"
+	"github.com/berthd/berth/api/runtime/sandbox/v1/sandboxgrpc"
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	taskgrpc "github.com/berthd/berth/api/runtime/task/v3/taskgrpc"
 	"github.com/berthd/berth/internal/leak"
@@ -35,6 +37,24 @@ func (shimOverGRPC) Wait(ctx context.Context, _ *shimtask.WaitRequest) (*shimtas
 	return nil, ctx.Err()
 }
 
+// boxOverGRPC is a sandbox, "p", which never ends.
+type boxOverGRPC struct {
+	sandboxgrpc.UnimplementedSandboxServer
+}
+
+func (boxOverGRPC) StartSandbox(context.Context, *shimbox.StartSandboxRequest) (*shimbox.StartSandboxResponse, error) {
+	return &shimbox.StartSandboxResponse{Pid: 8}, nil
+}
+
+func (boxOverGRPC) SandboxStatus(_ context.Context, r *shimbox.SandboxStatusRequest) (*shimbox.SandboxStatusResponse, error) {
+	return &shimbox.SandboxStatusResponse{SandboxId: r.GetSandboxId(), State: "SANDBOX_READY"}, nil
+}
+
+func (boxOverGRPC) WaitSandbox(ctx context.Context, _ *shimbox.WaitSandboxRequest) (*shimbox.WaitSandboxResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
 // TestGRPCShim speaks to a shim over gRPC: answers and errors come through, and
 // the end of the connection is told as what it is.
 func TestGRPCShim(t *testing.T) {
@@ -46,6 +66,7 @@ func TestGRPCShim(t *testing.T) {
 	}
 	server := grpc.NewServer()
 	taskgrpc.RegisterTaskServer(server, shimOverGRPC{})
+	sandboxgrpc.RegisterSandboxServer(server, boxOverGRPC{})
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	raw, err := net.Dial("unix", path)
@@ -66,6 +87,15 @@ func TestGRPCShim(t *testing.T) {
 	if _, err := client.Pids(t.Context(), &shimtask.PidsRequest{Id: "a"}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("pids: %v", err)
 	}
+	if r, err := client.StartSandbox(t.Context(), &shimbox.StartSandboxRequest{SandboxId: "p"}); err != nil || r.GetPid() != 8 {
+		t.Errorf("start sandbox: %v, %v", r, err)
+	}
+	if r, err := client.SandboxStatus(t.Context(), &shimbox.SandboxStatusRequest{SandboxId: "p"}); err != nil || r.GetState() != "SANDBOX_READY" {
+		t.Errorf("sandbox status: %v, %v", r, err)
+	}
+	if _, err := client.CreateSandbox(t.Context(), &shimbox.CreateSandboxRequest{SandboxId: "p"}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("create sandbox: %v", err)
+	}
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	_, err = client.Wait(short, &shimtask.WaitRequest{Id: "a"})
 	cancel()
@@ -85,7 +115,15 @@ func TestGRPCShim(t *testing.T) {
 		}
 		waited <- err
 	}()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := client.WaitSandbox(t.Context(), &shimbox.WaitSandboxRequest{SandboxId: "p"})
+		ended <- err
+	}()
 	server.Stop() // the shim dies in the midst of calls
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a wait for a sandbox over the shim's death: %v", err)
+	}
 	if err := <-waited; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a call over the shim's death: %v", err)
 	}
