@@ -14,7 +14,7 @@ import (
 // stopped meanwhile.
 func TestInterrupted(t *testing.T) {
 	story(t, func(t *testing.T, w *world) {
-		for id, stopped := range map[string]string{"none": "false", "created": "false", "runs": "false", "stopped": "true", "gone": "true"} {
+		for id, stopped := range map[string]string{"unknown": "false", "none": "false", "created": "false", "runs": "false", "stopped": "true", "gone": "true"} {
 			if id != "none" && id != "gone" {
 				w.live(id)
 			}
@@ -24,6 +24,7 @@ func TestInterrupted(t *testing.T) {
 			w.mu.Unlock()
 		}
 		w.tasks["created"].Status = apitask.Status_CREATED
+		w.tasks["unknown"].Status = apitask.Status_UNKNOWN
 		_, stop := w.engine()
 		defer stop()
 		time.Sleep(time.Second)
@@ -33,6 +34,17 @@ func TestInterrupted(t *testing.T) {
 			if strings.Count(got, want) != 1 {
 				t.Errorf("%q: not one %s", got, want)
 			}
+		}
+		if strings.Contains(got, "unknown") {
+			t.Errorf("%q: it is not known how that one stands", got)
+		}
+		w.mu.Lock()
+		delete(w.tasks, "unknown") // a create that came to nothing is undone, of which nobody hears
+		w.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if again := w.take(); !strings.Contains(again, "start unknown") {
+			t.Errorf("%q: not started", again)
 		}
 		for _, never := range []string{"start runs", "kill runs", "start stopped", "start gone"} {
 			if strings.Contains(got, never) {

@@ -148,6 +148,9 @@ func (k *keeper) look(ctx context.Context) (time.Duration, error) {
 			return e.Every, nil
 		}
 	default:
+		if task.GetStatus() == apitask.Status_UNKNOWN && task != nil { // a restart may go on from here
+			return soon, nil
+		}
 		k.due, k.settles = time.Time{}, time.Time{}
 		if w.pending {
 			return e.Every, e.Store.SetLabels(ctx, k.Namespace, k.ID, map[string]string{pendingLabel: ""})
@@ -170,6 +173,10 @@ func (k *keeper) look(ctx context.Context) (time.Duration, error) {
 	return 0, nil // the label may have changed meanwhile
 }
 
+// soon is when a container is looked at again of whose task it is not known how it
+// stands: its shim is being asked, or a create that came to nothing undone.
+const soon = time.Second
+
 // exitTime bounds the wait for an exit to be known of which the event has come.
 const exitTime = 5 * time.Second
 
@@ -183,7 +190,7 @@ func (k *keeper) awaitExit(ctx context.Context) {
 // remember notes for how long the container has run.
 func (k *keeper) remember(task *apitask.Process) {
 	switch {
-	case task == nil || task.GetStatus() == apitask.Status_CREATED:
+	case task == nil || task.GetStatus() == apitask.Status_CREATED || task.GetStatus() == apitask.Status_UNKNOWN:
 	case task.GetStatus() != apitask.Status_STOPPED:
 		if k.began.IsZero() {
 			k.began = time.Now()

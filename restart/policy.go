@@ -122,6 +122,8 @@ func decide(w wish, task *apitask.Process) (action, string) {
 		return leave, "it is to be stopped, and is"
 	case w.policy.Name == No:
 		return leave, "its policy is no"
+	case alive && task.GetStatus() == apitask.Status_UNKNOWN:
+		return leave, "it is not known whether it runs"
 	case created:
 		return begin, "it was created and not started"
 	case alive:
