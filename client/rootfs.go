@@ -31,10 +31,4 @@ func withRoot(mounts []*types.Mount, do func(*spec.Root) error) error {
 }
 
 // readonly turns mounts into such as can't be written through.
-func readonly(mounts []*types.Mount) []mount.Mount {
-	list := make([]mount.Mount, 0, len(mounts))
-	for _, m := range mounts {
-		list = append(list, mount.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()})
-	}
-	return mount.ReadOnly(list)
-}
+func readonly(mounts []*types.Mount) []mount.Mount { return mount.ReadOnly(mountsOf(mounts)) }

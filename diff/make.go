@@ -105,33 +105,64 @@ func compress(w io.Writer, mediaType string) (io.WriteCloser, error) {
 }
 
 // write writes the tar.
-func write(ctx context.Context, w io.Writer, left, right []mount.Mount, o archive.DiffOptions) (err error) {
-	var ids mapping
-	if right, ids, err = unmapped(right); err != nil {
-		return err
-	}
-	if left, _, err = unmapped(left); err != nil {
-		return err
-	}
-	if ids != (mapping{}) {
-		o.Owner = ids.back
-	}
-	upper, err := upperOf(left, right)
+func write(ctx context.Context, w io.Writer, left, right []mount.Mount, o archive.DiffOptions) error {
+	p, err := pairOf(ctx, left, right)
 	if err != nil {
 		return err
 	}
-	if upper != "" {
-		merge, err := archive.NeedsMerge(ctx, upper)
-		if err != nil {
-			return err
-		}
-		if !merge {
-			return archive.DiffUpper(ctx, w, upper, o)
-		}
+	if o.Owner = p.owner; p.upper != "" {
+		return archive.DiffUpper(ctx, w, p.upper, o)
 	}
-	return at(ctx, left, func(lower string) error {
-		return at(ctx, right, func(upper string) error { return archive.Diff(ctx, w, lower, upper, o) })
+	return at(ctx, p.left, func(lower string) error {
+		return at(ctx, p.right, func(upper string) error { return archive.Diff(ctx, w, lower, upper, o) })
 	})
+}
+
+// Changes tells what makes right differ from left, as archive.Changes does. As for
+// Make, right may be in use, and an overlay's upper directory alone is read.
+func Changes(ctx context.Context, left, right []mount.Mount, tell func(archive.Change) error) error {
+	if len(right) == 0 {
+		return fmt.Errorf("compare: no mounts of the changed tree: %w", errdefs.ErrInvalidArgument)
+	}
+	p, err := pairOf(ctx, left, right)
+	if err != nil {
+		return err
+	}
+	o := archive.DiffOptions{Owner: p.owner}
+	return at(ctx, p.left, func(lower string) error {
+		if p.upper != "" {
+			return archive.ChangesUpper(ctx, lower, p.upper, o, tell)
+		}
+		return at(ctx, p.right, func(upper string) error { return archive.Changes(ctx, lower, upper, o, tell) })
+	})
+}
+
+// pair is two trees to compare.
+type pair struct {
+	left, right []mount.Mount                 // without mapping of ids
+	upper       string                        // of an overlay of right over left, if that will do
+	owner       func(uid, gid int) (int, int) // gives the container's ids; nil: they are those on disk
+}
+
+func pairOf(ctx context.Context, left, right []mount.Mount) (p pair, err error) {
+	var ids mapping
+	if p.right, ids, err = unmapped(right); err != nil {
+		return p, err
+	}
+	if p.left, _, err = unmapped(left); err != nil {
+		return p, err
+	}
+	if ids != (mapping{}) {
+		p.owner = ids.back
+	}
+	if p.upper, err = upperOf(p.left, p.right); err != nil || p.upper == "" {
+		return p, err
+	}
+	merge, err := archive.NeedsMerge(ctx, p.upper)
+	if merge {
+		p.upper = ""
+	}
+	return p, err
 }
 
 // upperOf gives the upper directory of an overlay in right whose lower directories

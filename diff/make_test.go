@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/internal/archive"
 	"github.com/berthd/berth/internal/leak"
 	"github.com/berthd/berth/internal/mount"
 )
@@ -204,5 +205,32 @@ func TestMakeRefuses(t *testing.T) {
 		if _, err := Make(c.ctx, io.Discard, tr.left, c.right, MakeOptions{MediaType: c.mediaType}); !c.kind(err) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestChanges tells the same of an upper directory and of mounted trees.
+func TestChanges(t *testing.T) {
+	leak.Check(t)
+	tr := newTrees(t)
+	apart := append([]mount.Mount(nil), tr.left...)
+	apart[0].Source += "/."
+	mapped := append([]mount.Mount(nil), tr.right...)
+	mapped[0].Options = append([]string{"uidmap=0:100000:65536", "gidmap=0:100000:65536"}, tr.right[0].Options...)
+	const want = "C /changed,C /d,D /d/gone,A /d/new,D /gone"
+	for name, c := range map[string]trees{
+		"upper": tr, "mounts": {apart, tr.right}, "mapped": {tr.left, mapped},
+	} {
+		var all []string
+		err := Changes(t.Context(), c.left, c.right, func(c archive.Change) error {
+			all = append(all, c.Kind.String()+" "+c.Path)
+			return nil
+		})
+		slices.SortFunc(all, func(a, b string) int { return strings.Compare(a[2:], b[2:]) })
+		if got := strings.Join(all, ","); got != want || err != nil {
+			t.Errorf("%s: %s, %v", name, got, err)
+		}
+	}
+	if err := Changes(t.Context(), tr.left, nil, nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no mounts: %v", err)
 	}
 }

@@ -142,6 +142,7 @@ type folderNode struct {
 	parent  *folderNode
 	name    string // without a slash at its end; "" is the root
 	below   bool   // lower has a directory of that name
+	opaque  bool   // and all of it that is not in this one is gone; for Changes
 	header  *tar.Header
 	written bool
 }
@@ -197,9 +198,11 @@ func (d *differ) level(n *folderNode, visit func(*folderNode, *pair) (*folderNod
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, unix.Close(lower)) }()
-		names = slices.Concat(upNames, loNames)
-		slices.Sort(names)
-		names = slices.Compact(names)
+		if !d.marks || n.opaque {
+			names = slices.Concat(upNames, loNames)
+			slices.Sort(names)
+			names = slices.Compact(names)
+		}
 	}
 	for _, base := range names {
 		p := &pair{base: base, upDir: upper, loDir: lower}
