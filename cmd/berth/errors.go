@@ -133,6 +133,8 @@ func (a *app) hints(ran *cobra.Command, err error) []string {
 		return []string{unavailableHint(err.Error())}
 	case errdefs.IsNotImplemented(err) && strings.Contains(err.Error(), "unknown service berth."):
 		return []string{fmt.Sprintf("what listens at %s is not berthd, or an older one; `berth version` tells", a.address)}
+	case strings.Contains(err.Error(), "setting rlimit type"), strings.Contains(err.Error(), "setrlimit"): // runc's words, and crun's
+		return []string{"a limit may not be above the daemon's own (`ulimit -Ha` where it runs, Limit*= in its unit) unless it has CAP_SYS_RESOURCE; ask for less with --ulimit"}
 	case strings.Contains(err.Error(), "seccomp"):
 		return []string{"if the OCI runtime has no seccomp, run with --seccomp unconfined"}
 	}

@@ -26,6 +26,10 @@ func TestHintFitsWhatIsAway(t *testing.T) {
 			t.Errorf("%s: hint %q, want one with %q", name, got, test.want)
 		}
 	}
+	limit := errors.New("runc create: exit status 1: error setting rlimits for ready process: error setting rlimit type 7: operation not permitted")
+	if got := (&app{}).hints(&cobra.Command{}, limit); len(got) != 1 || !strings.Contains(got[0], "ask for less with --ulimit") {
+		t.Errorf("a limit that is too high: hints %q", got)
+	}
 	if got := (&app{}).hints(&cobra.Command{}, errors.New("something else")); got != nil {
 		t.Errorf("an error of no kind: hints %q", got)
 	}
