@@ -194,7 +194,10 @@ func (t *Tasks) SandboxStatus(ctx context.Context, ns string, r *sandbox.Control
 		return nil, err
 	}
 	answer.Pid, answer.State, answer.Info, answer.Extra = reply.GetPid(), reply.GetState(), reply.GetInfo(), reply.GetExtra()
-	answer.CreatedAt, answer.ExitedAt = reply.GetCreatedAt(), reply.GetExitedAt()
+	answer.ExitedAt = reply.GetExitedAt()
+	if reply.GetCreatedAt() != nil { // else it is what the daemon knows
+		answer.CreatedAt = reply.GetCreatedAt()
+	}
 	return answer, nil
 }
 
