@@ -12,7 +12,7 @@ const module = "github.com/berthd/berth"
 var floors = [][]string{
 	{"./api/...", "./metadata/rows", "./internal/fault"},
 	{"./internal/...", "./protobuf"},
-	{"./content/...", "./snapshots/...", "./events", "./remotes", "./diff", "./runtime/oci", "./runtime/spec", "./runtime/cdi", "./runtime/record", "./metadata/boltfile"},
+	{"./content/...", "./snapshots/...", "./events", "./remotes/...", "./diff", "./runtime/oci", "./runtime/spec", "./runtime/cdi", "./runtime/record", "./metadata/boltfile"},
 	{"./metadata", "./runtime"},
 	{"./images", "./gc", "./restart", "./shim"},
 	{"./services", "./cri", "./client/..."},
@@ -28,6 +28,7 @@ var sideways = []struct{ from, to, reason string }{
 	{"./internal/...", "./protobuf", "a tool among tools"},
 	{"./snapshots/...", "./snapshots", "drivers and their suite implement what it declares"},
 	{"./content/...", "./content", "the suite tests what it declares"},
+	{"./remotes/...", "./remotes", "where credentials are kept is a part of the way to registries"},
 }
 
 // never lists what a package must not reach, by however long a chain. What is
@@ -48,7 +49,7 @@ var never = []struct {
 		from: []string{"./shim/...", "./cmd/berth-shim"},
 		to: []string{
 			"go.etcd.io/bbolt/...", "net/http/...", "crypto/tls", "./metadata/...", "./services/...", "./content/...",
-			"./snapshots/...", "./images/...", "./events/...", "./internal/config", "./internal/obs", "./runtime/cdi", "github.com/spf13/cobra",
+			"./snapshots/...", "./images/...", "./events/...", "./internal/config", "./internal/obs", "./runtime/cdi", "./remotes/...", "oras.land/...", "github.com/spf13/cobra",
 			"github.com/prometheus/...", "github.com/pelletier/...",
 		},
 		reason: "there is a shim for every container, so its size counts, and it must not need what the daemon keeps",
@@ -57,6 +58,11 @@ var never = []struct {
 		from:   []string{"./client/...", "./cmd/berth"},
 		to:     []string{"go.etcd.io/bbolt/...", "./metadata/...", "./services/...", "./shim/...", "./runtime", "./content/...", "./snapshots/..."},
 		reason: "a client sees the daemon through its API alone",
+	},
+	{
+		from:   []string{"./remotes"},
+		to:     []string{"oras.land/oras-go/v2/registry/remote/credentials", "./content/...", "./snapshots/...", "./events"},
+		reason: "helpers that keep passwords are programs; the daemon runs none of them, and is told by its caller as whom it comes",
 	},
 	{
 		from:   []string{"./runtime"},
