@@ -101,7 +101,8 @@ func (b *blob) read(p []byte) (int, error) {
 	n, err := b.body.Read(p)
 	b.at += int64(n)
 	if b.at == b.desc.Size {
-		return n, b.finish(err)
+		b.finish(err)
+		return n, nil
 	}
 	if n > 0 {
 		return n, nil // an error comes again
@@ -113,17 +114,15 @@ func (b *blob) read(p []byte) (int, error) {
 }
 
 // finish makes sure that nothing comes after the last byte.
-func (b *blob) finish(err error) error {
+func (b *blob) finish(err error) {
 	if err == nil {
 		var more [1]byte
-		var n int
-		if n, err = b.body.Read(more[:]); n > 0 {
+		if n, _ := io.ReadFull(b.body, more[:]); n > 0 {
 			b.err = b.left[0].problem(b.ctx, b.op, fmt.Errorf("it sends more than the %d bytes that there are to be: %w", b.desc.Size, errdefs.ErrDataLoss))
 		}
 	}
 	b.done = true
 	b.release()
-	return nil
 }
 
 // recover goes on after a failure, or tells that there is no way to.

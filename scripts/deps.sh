@@ -65,6 +65,19 @@ debian_containerd() {
 	rm -rf "$from"
 }
 
+# So with Debian's docker-registry: its package would start one for all to reach.
+debian_registry() {
+	local dir=$PWD/.tools/debian from
+	mkdir -p "$dir/usr/bin"
+	have docker-registry || [ -x "$dir/usr/bin/docker-registry" ] && return
+	[ -n "$updated" ] || { apt-get -qq update; updated=1; }
+	say "taking docker-registry out of its package"
+	from=$(mktemp -d "$dir/package.XXXXXX")
+	(cd "$from" && apt-get -qq download docker-registry && dpkg-deb -x docker-registry_*.deb .)
+	install -m 0755 "$from/usr/bin/docker-registry" "$dir/usr/bin/docker-registry"
+	rm -rf "$from"
+}
+
 tests() {
 	have gcc || apt gcc libc6-dev
 	have crun || apt crun
@@ -72,6 +85,7 @@ tests() {
 	have umoci || apt umoci
 	have ip || apt iproute2
 	debian_containerd
+	debian_registry
 	mkdir -p .tools/bin
 	if [ ! -x .tools/bin/ctr ]; then
 		say "go install ctr $CTR_VERSION"
@@ -105,6 +119,7 @@ vm() {
 	have mke2fs || apt e2fsprogs
 	have depmod || apt kmod
 	have cpio || apt cpio
+	debian_containerd
 	debian_kernel
 }
 
