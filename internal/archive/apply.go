@@ -37,6 +37,14 @@ type Options struct {
 	// attributes that only the initial namespace may set are left out, and
 	// overlayfs's attributes are those of its option userxattr.
 	UserNS bool
+	// Copy says that the tar is no layer, but has files for a tree that is in use:
+	// there are no whiteouts, directories that are there stay as they are, and a
+	// directory is neither replaced by another file nor the other way round, which is
+	// FailedPrecondition.
+	Copy bool
+	// Header may change an entry before it is laid down; nil: nothing. Its error ends
+	// Apply.
+	Header func(*tar.Header) error
 	// MaxSize is how many bytes the content of all files may have together,
 	// holes included; 0 is DefaultMaxSize. Beyond it is ResourceExhausted.
 	MaxSize int64
@@ -91,7 +99,11 @@ func Apply(ctx context.Context, root string, r io.Reader, o Options) (size int64
 			err = src.failed
 		}
 		if h != nil {
-			err = fmt.Errorf("layer entry %q: %w", shorten(h.Name), kind(err))
+			what := "layer entry"
+			if o.Copy {
+				what = "file"
+			}
+			err = fmt.Errorf("%s %q: %w", what, shorten(h.Name), kind(err))
 		}
 		return limit - a.left, err
 	}
@@ -138,12 +150,17 @@ func (a *applier) entry(h *tar.Header, content io.Reader) (err error) {
 	if h.Typeflag == tar.TypeXGlobalHeader { // comments, of git archive for one
 		return nil
 	}
+	if a.o.Header != nil {
+		if err := a.o.Header(h); err != nil {
+			return err
+		}
+	}
 	name, err := clean(h.Name)
 	if err != nil {
 		return err
 	}
 	at, base := split(name)
-	switch meaning, err := classify(at, base); {
+	switch meaning, err := a.classify(at, base); {
 	case err != nil:
 		return err
 	case meaning == plumbing:
@@ -152,6 +169,8 @@ func (a *applier) entry(h *tar.Header, content io.Reader) (err error) {
 		return a.hide(at, strings.TrimPrefix(base, whiteoutPrefix))
 	case meaning == opaque:
 		return a.hideAll(at)
+	case name == "" && a.o.Copy:
+		return nil
 	case name == "":
 		return a.rootEntry(h)
 	}
@@ -160,12 +179,20 @@ func (a *applier) entry(h *tar.Header, content io.Reader) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.open.release(parent)) }()
-	parent.touched = true
+	parent.touched = parent.touched || !a.o.Copy
 	if err := a.create(parent, name, base, h, content); err != nil {
 		return err
 	}
 	a.bring(parent, base)
 	return nil
+}
+
+// classify tells what a name means in this tar.
+func (a *applier) classify(dir, base string) (meaning, error) {
+	if a.o.Copy {
+		return ordinary, nil
+	}
+	return classify(dir, base)
 }
 
 func (a *applier) create(parent *dir, name, base string, h *tar.Header, content io.Reader) error {

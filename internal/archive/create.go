@@ -35,6 +35,9 @@ func (a *applier) clear(parent *dir, base string) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR, unix.S_IFLNK:
+		if a.o.Copy && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return fmt.Errorf("there is a directory of that name: %w", errdefs.ErrFailedPrecondition)
+		}
 		if err := a.forget(); err != nil {
 			return err
 		}
@@ -156,7 +159,9 @@ func (a *applier) directory(parent *dir, name, base string, at attributes) (err 
 			return os.NewSyscallError("fstatat", err)
 		}
 		err = nil
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR; a.o.Copy && !isDir {
+			return fmt.Errorf("there is a file of that name, which is no directory: %w", errdefs.ErrFailedPrecondition)
+		} else if !isDir {
 			replaced, kept = true, false
 			err = a.clear(parent, base)
 			if err == nil {
@@ -166,6 +171,9 @@ func (a *applier) directory(parent *dir, name, base string, at attributes) (err 
 	}
 	if err != nil {
 		return os.NewSyscallError("mkdirat", err)
+	}
+	if a.o.Copy && kept {
+		return nil
 	}
 	d, err := a.child(parent, name, base)
 	if err != nil {

@@ -127,6 +127,10 @@ type differ struct {
 	tar          *tar.Writer
 	lower, upper int  // open directories; lower may be -1
 	marks        bool // upper is an overlay's
+	// pack says that no layer is made, but a tar of files; as is then the name that
+	// they have in it.
+	pack bool
+	as   string
 	// links is the first name in the tar of files that have several.
 	links map[inode]string
 	// linked are files of upper with several names, one of which is new or changed:
@@ -293,7 +297,7 @@ func (d *differ) write(n *folderNode, p *pair) (*folderNode, error) {
 		}
 		return nil, d.hidden(n, whiteoutPrefix+p.base)
 	}
-	if strings.HasPrefix(p.base, whiteoutPrefix) {
+	if strings.HasPrefix(p.base, whiteoutPrefix) && !d.pack {
 		return nil, fmt.Errorf("a name that begins with %s can't be in a layer, rename or remove it: %w", whiteoutPrefix, errdefs.ErrFailedPrecondition)
 	}
 	if p.isDir() {

@@ -122,7 +122,7 @@ func (d *differ) entry(n *folderNode, p *pair) (err error) {
 			h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, first, 0, nil
 			return d.tar.WriteHeader(h)
 		}
-		d.links[inodeOf(p.upper)] = name
+		d.links[inodeOf(p.upper)] = h.Name
 	}
 	if h.Typeflag != tar.TypeReg || h.Size == 0 {
 		return d.tar.WriteHeader(h)
@@ -165,7 +165,7 @@ func (d *differ) copy(f *os.File, size int64) error {
 func (d *differ) header(name string, p *pair) (h *tar.Header, opaque bool, err error) {
 	st := p.upper
 	h = &tar.Header{
-		Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
+		Name: d.named(name), Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
 		ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX,
 	}
 	if d.o.Owner != nil {
@@ -178,7 +178,7 @@ func (d *differ) header(name string, p *pair) (h *tar.Header, opaque bool, err e
 	case unix.S_IFREG:
 		h.Typeflag, h.Size = tar.TypeReg, st.Size
 	case unix.S_IFDIR:
-		h.Typeflag, h.Name = tar.TypeDir, name+"/"
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
 		if h.Linkname, err = readlink(p.upDir, p.base); err != nil {
