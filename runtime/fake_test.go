@@ -262,7 +262,7 @@ func (f *fakeShim) Create(_ context.Context, r *shimtask.CreateTaskRequest) (*sh
 		return nil, errors.New("runtime: no such thing")
 	case "hang":
 		f.mu.Unlock()
-		select {}
+		hang()
 	}
 	var mounts []mount.Mount
 	for _, m := range r.Rootfs {
@@ -484,4 +484,12 @@ func (f *fakeShim) Shutdown(context.Context, *shimtask.ShutdownRequest) (*emptyp
 	}
 	os.Exit(0)
 	return nil, nil
+}
+
+// hang never returns. All goroutines of a program can't block for ever: the Go
+// runtime ends it.
+func hang() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }

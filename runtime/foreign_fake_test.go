@@ -139,7 +139,7 @@ func (f foreignFake) at(step string) {
 		os.Exit(5)
 	}
 	if step == f.script.Hang {
-		select {}
+		hang()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -43,6 +44,19 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(dir)
 	}
 	os.Exit(code)
+}
+
+// reapOrphans takes what ended below shims that are dead from the kernel, where that
+// comes to the test, with nobody else there who waits for a process.
+func reapOrphans() {
+	if os.Getenv("BERTH_TEST_SUBREAPER") == "" {
+		return
+	}
+	for {
+		if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
 }
 
 const (
@@ -109,6 +123,7 @@ func newMachine(t *testing.T) *machine {
 		for _, pid := range m.shims {
 			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 		}
+		reapOrphans()
 		if err := removeTree(dir); err != nil {
 			t.Error(err)
 		}

@@ -46,6 +46,10 @@ func (l *inspection) bundle(ns, entry string) {
 	if !leftover && (names.Identifier(entry) != nil || t.find(ns, entry) != nil) {
 		return
 	}
+	// While its task is there, it may be on its way, however slow the disk is.
+	if id, _, ok := cutLast(strings.TrimPrefix(entry, newPrefix), "-"); ok && t.find(ns, id) != nil {
+		return
+	}
 	since, ok := l.ripe("bundle", ns, path)
 	if !ok {
 		return

@@ -288,3 +288,25 @@ func orphanOf(t *testing.T) int {
 	}
 	return pid
 }
+
+// TestWatchdogBundleUnderWay has a bundle that takes longer to be made than a round:
+// it is left alone while its task is there, and removed when nobody has it.
+func TestWatchdogBundleUnderWay(t *testing.T) {
+	m := newMachine(t)
+	watchful(m)
+	d := m.start()
+	d.run("a-b", script{})
+	parent := filepath.Dir(d.find(testNS, "a-b").dir)
+	mine, nobodys := filepath.Join(parent, newPrefix+"a-b-123"), filepath.Join(parent, newPrefix+"a-123")
+	for _, dir := range []string{mine, nobodys} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.finding("bundle", nobodys, true)
+	if _, err := os.Stat(mine); err != nil {
+		t.Error(err)
+	}
+	d.finish("a-b")
+	d.finding("bundle", mine, true)
+}

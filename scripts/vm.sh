@@ -40,6 +40,16 @@ copy() {
 	done
 }
 
+# copy_as brings one program to another place.
+copy_as() {
+	mkdir -p "$root$(dirname "$2")"
+	cp -L --preserve=mode "$1" "$root$2"
+	local lib
+	for lib in $(ldd "$1" 2>/dev/null | grep -oE '/[^ ]+' | sort -u); do
+		[ -e "$root$lib" ] || copy "$lib"
+	done
+}
+
 programs() {
 	say "build the programs and the tests"
 	local dir=$root/opt/berth/bin suite package
@@ -75,6 +85,10 @@ userland() {
 	copy /bin/dash /usr/bin/yes /sbin/modprobe
 	ln -s dash "$root/bin/sh"
 	copy "$(command -v runc)" "$(command -v crun)" "$(command -v criu)"
+	local program
+	for program in ctr containerd-shim-runc-v2; do
+		copy_as .tools/debian/usr/bin/$program /usr/bin/$program
+	done
 	# What criu runs: for a tmpfs, the network's state, and to close the network.
 	copy /bin/tar /bin/gzip "$(command -v ip)" /usr/sbin/{ip,ip6}tables-{save,restore} /usr/lib/x86_64-linux-gnu/xtables/*.so
 	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
