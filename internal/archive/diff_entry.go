@@ -3,6 +3,7 @@ package archive
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -203,9 +204,26 @@ func (d *differ) header(name string, p *pair) (h *tar.Header, opaque bool, err e
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
+		if key == capability {
+			value = d.capability(value)
+		}
 		h.PAXRecords[xattrRecord+key] = value
 	}
 	return h, d.marks && marks["opaque"] == "y", nil
+}
+
+// capability gives a file capability that counts in a user namespace the form that
+// counts wherever its root is the container's: that without a root. See
+// linux/capability.h, struct vfs_ns_cap_data.
+func (d *differ) capability(value string) string {
+	const version3, size2, size3 = 3, 20, 24
+	if d.o.Owner == nil || len(value) != size3 || value[3] != version3 {
+		return value
+	}
+	if root, _ := d.o.Owner(int(binary.LittleEndian.Uint32([]byte(value[size2:]))), 0); root != 0 {
+		return value
+	}
+	return value[:3] + "\x02" + value[4:size2]
 }
 
 // xattrs reads the extended attributes of a file, a link not followed, and apart

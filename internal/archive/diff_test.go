@@ -386,3 +386,44 @@ func TestDiffDeep(t *testing.T) {
 		t.Error("still different")
 	}
 }
+
+// TestDiffCapability: a capability that counts in a user namespace counts where its
+// root is the container's.
+func TestDiffCapability(t *testing.T) {
+	asRoot(t)
+	upper := t.TempDir()
+	mustApply(t, upper, Options{}, file("own", "x"), file("other", "x"), file("plain", "x"))
+	version2 := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	version3 := func(root string) string { return version2[:3] + "\x03" + version2[4:] + root }
+	for name, value := range map[string]string{
+		"own": version3("\xa0\x86\x01\x00"), "other": version3("\x07\x00\x00\x00"), "plain": version2,
+	} {
+		if err := unix.Setxattr(filepath.Join(upper, name), capability, []byte(value), 0); err != nil {
+			t.Skipf("no capabilities on files here: %v", err)
+		}
+	}
+	for mapped, want := range map[bool]map[string]string{
+		true:  {"own": version2, "other": version3("\x07\x00\x00\x00"), "plain": version2},
+		false: {"own": version3("\xa0\x86\x01\x00"), "other": version3("\x07\x00\x00\x00"), "plain": version2},
+	} {
+		o := DiffOptions{}
+		if mapped {
+			o.Owner = func(uid, gid int) (int, int) {
+				if uid >= 100000 {
+					uid -= 100000
+				}
+				return uid, gid
+			}
+		}
+		r := tar.NewReader(bytes.NewReader(diffOf(t, "", upper, o)))
+		for range len(want) {
+			h, err := r.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := h.PAXRecords[xattrRecord+capability]; got != want[h.Name] {
+				t.Errorf("mapped %t, %s: %x, want %x", mapped, h.Name, got, want[h.Name])
+			}
+		}
+	}
+}
