@@ -152,7 +152,7 @@ func pairOf(ctx context.Context, left, right []mount.Mount) (p pair, err error) 
 	if p.left, _, err = unmapped(left); err != nil {
 		return p, err
 	}
-	if ids != (mapping{}) {
+	if ids.uids != nil || ids.gids != nil {
 		p.owner = ids.back
 	}
 	if p.upper, err = upperOf(p.left, p.right); err != nil || p.upper == "" {
@@ -209,18 +209,20 @@ func at(ctx context.Context, mounts []mount.Mount, do func(root string) error) e
 	return mount.WithTemp(ctx, mount.ReadOnly(mounts), do)
 }
 
-// mapping is how the container's users are mapped to those on disk: the first of
-// each, and how many.
-type mapping struct{ uids, gids idRange }
+// mapping is how the container's users are mapped to those on disk.
+type mapping struct{ uids, gids []idRange }
 
-type idRange struct{ first, count int }
+// idRange is a range of ids that follow one another on both sides.
+type idRange struct{ inside, first, count int }
 
 // back gives the container's ids.
-func (m mapping) back(uid, gid int) (int, int) { return m.uids.back(uid), m.gids.back(gid) }
+func (m mapping) back(uid, gid int) (int, int) { return back(m.uids, uid), back(m.gids, gid) }
 
-func (r idRange) back(id int) int {
-	if id >= r.first && id < r.first+r.count {
-		return id - r.first
+func back(ranges []idRange, id int) int {
+	for _, r := range ranges {
+		if id >= r.first && id < r.first+r.count {
+			return r.inside + id - r.first
+		}
 	}
 	return id // of a layer below, which has the container's
 }
@@ -234,19 +236,34 @@ func unmapped(mounts []mount.Mount) ([]mount.Mount, mapping, error) {
 		list[i].Options = nil
 		for _, option := range one.Options {
 			key, value, _ := strings.Cut(option, "=")
-			into := map[string]*idRange{"uidmap": &m.uids, "gidmap": &m.gids}[key]
+			into := map[string]*[]idRange{"uidmap": &m.uids, "gidmap": &m.gids}[key]
 			if into == nil {
 				list[i].Options = append(list[i].Options, option)
 				continue
 			}
-			fields := strings.Split(value, ":")
-			first, err := strconv.Atoi(fields[min(1, len(fields)-1)])
-			count, cerr := strconv.Atoi(fields[len(fields)-1])
-			if err != nil || cerr != nil || len(fields) != 3 || fields[0] != "0" {
-				return nil, m, fmt.Errorf("option %q: a layer can be made of one range that begins with 0: %w", option, errdefs.ErrNotImplemented)
+			var err error
+			if *into, err = ranges(value); err != nil {
+				return nil, m, fmt.Errorf("option %q: %w", option, err)
 			}
-			*into = idRange{first, count}
 		}
 	}
 	return list, m, nil
+}
+
+// ranges reads CONTAINER:HOST:SIZE[,...].
+func ranges(text string) (list []idRange, err error) {
+	for part := range strings.SplitSeq(text, ",") {
+		fields := strings.Split(part, ":")
+		var n [3]uint64
+		ok := len(fields) == len(n)
+		for i := 0; ok && i < len(n); i++ {
+			n[i], err = strconv.ParseUint(fields[i], 10, 32)
+			ok = err == nil
+		}
+		if !ok {
+			return nil, fmt.Errorf("%q is not CONTAINER:HOST:SIZE: %w", part, errdefs.ErrInvalidArgument)
+		}
+		list = append(list, idRange{int(n[0]), int(n[1]), int(n[2])})
+	}
+	return list, nil
 }

@@ -169,7 +169,7 @@ func TestMakeMapped(t *testing.T) {
 	if err := unix.Lchown(filepath.Join(upper, "changed"), 100005, 200007); err != nil {
 		t.Fatal(err)
 	}
-	tr.right[0].Options = append([]string{"uidmap=0:100000:65536", "gidmap=0:200000:65536"}, tr.right[0].Options...)
+	tr.right[0].Options = append([]string{"uidmap=0:300000:5,5:100005:65536", "gidmap=0:200000:65536"}, tr.right[0].Options...)
 	var out bytes.Buffer
 	made, err := Make(t.Context(), &out, tr.left, tr.right, MakeOptions{Epoch: time.Unix(1000, 0)})
 	if err != nil {
@@ -200,7 +200,7 @@ func TestMakeRefuses(t *testing.T) {
 		"type":      {t.Context(), tr.right, "text/plain", errdefs.IsNotImplemented},
 		"wrapped":   {t.Context(), tr.right, ociLayer + "+encrypted", errdefs.IsNotImplemented},
 		"cancelled": {cancelled, tr.right, "", errdefs.IsCanceled},
-		"mapping":   {t.Context(), []mount.Mount{{Type: "bind", Source: "/", Options: []string{"uidmap=5:1:1", "gidmap=0:1:1"}}}, "", errdefs.IsNotImplemented},
+		"mapping":   {t.Context(), []mount.Mount{{Type: "bind", Source: "/", Options: []string{"uidmap=5:1", "gidmap=0:1:1"}}}, "", errdefs.IsInvalidArgument},
 	} {
 		if _, err := Make(c.ctx, io.Discard, tr.left, c.right, MakeOptions{MediaType: c.mediaType}); !c.kind(err) {
 			t.Errorf("%s: %v", name, err)
