@@ -13,6 +13,7 @@ import (
 
 	"github.com/berthd/berth/api/services/tasks/v1"
 	"github.com/berthd/berth/api/types/runc"
+	"github.com/berthd/berth/runtime/record"
 )
 
 // count is how far a counter of TestRealCheckpoint is, by the file it writes.
@@ -67,7 +68,8 @@ func TestRealCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	if status, err := d.wait("a", ""); err != nil || status != 128+uint32(unix.SIGKILL) {
-		t.Fatalf("after a dump that ends it: %d, %v", status, err)
+		exit, _ := os.ReadFile(filepath.Join(d.find(testNS, "a").dir, record.ExitFile))
+		t.Fatalf("after a dump that ends it: %d, %v; %s", status, err, exit)
 	}
 	d.end("a", 128+uint32(unix.SIGKILL))
 

@@ -5,7 +5,7 @@
 #
 #	RUN=REGEXP     only tests whose names match, as go test -run has it
 #	SUITES=REGEXP  only suites whose names match (test/vm/suites)
-#	LIMIT=SECONDS  for all of the guest's time (600)
+#	LIMIT=SECONDS  for all of the guest's time (3600)
 #	ACCEL=kvm      with the processor's help; without it qemu emulates one
 #	SCRIPT=FILE    run this script in the guest instead of the tests
 #	SHELL_IN=1     a shell in the guest instead of the tests
@@ -14,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-LIMIT=${LIMIT:-600}
+LIMIT=${LIMIT:-3600}
 MEMORY=${MEMORY:-2048}
 top=$PWD
 work=.tools/vm

@@ -189,6 +189,9 @@ func (c *container) restore(ctx context.Context, p *process) (err error) {
 		return fmt.Errorf("restore: %w", err)
 	}
 	defer done()
+	if err := directCriu(c.bundle, c.how.SystemdCgroup); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
 	pidFile := filepath.Join(p.dir, pidFileName)
 	defer func() {
 		if err != nil {
