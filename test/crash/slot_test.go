@@ -58,6 +58,7 @@ type model struct {
 	killed  bool // SIGKILL was sent
 	ended   *client.Exit
 	log     string
+	labels  map[string]string
 }
 
 // fatal marks what is wrong with a container's history. run recovers it.
@@ -75,7 +76,11 @@ func (s *slot) run() {
 		}
 	}()
 	for time.Now().Before(s.until) && !s.t.Failed() {
-		s.life()
+		if s.rand.IntN(4) == 0 {
+			s.keptLife()
+		} else {
+			s.life()
+		}
 	}
 }
 
@@ -178,7 +183,7 @@ func (s *slot) makeContainer(m *model) {
 		}
 		_, err = leased.NewContainer(c, client.ContainerOptions{
 			ID: m.id, Image: harness.ImageName, Snapshotter: "overlayfs", Runtime: client.DefaultRuntime,
-			Spec: spec.Options{Args: []string{"sh", "-c", script}},
+			Spec: spec.Options{Args: []string{"sh", "-c", script}}, Labels: m.labels,
 		})
 		return err == nil, errors.Join(err, end())
 	})
