@@ -161,7 +161,20 @@ func (c ctr) snapshots() {
 	if found == nil {
 		c.t.Fatalf("no committed snapshot in\n%s", out)
 	}
-	c.want(c.run("snapshots", "prepare", "--mounts", "work", found[1]), `overlay`)
+	out = c.run("snapshots", "prepare", "--mounts", "work", found[1])
+	c.want(out, `overlay`)
+	upper := regexp.MustCompile(`upperdir=([^,"\s]+)`).FindStringSubmatch(out)
+	if upper == nil {
+		c.t.Fatalf("no upper directory in\n%s", out)
+	}
+	if err := os.WriteFile(filepath.Join(upper[1], "made-by-hand"), []byte("and packed"), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	// Compared with its parent, and with a snapshot that is named.
+	c.want(c.run("snapshots", "diff", "--media-type", "application/vnd.oci.image.layer.v1.tar", "work"), `(?s)made-by-hand\x00.*and packed`)
+	if packed := c.run("snapshots", "diff", found[1], "work"); !strings.HasPrefix(packed, "\x1f\x8b") {
+		c.t.Fatalf("not compressed with gzip: %q", packed)
+	}
 	c.want(c.run("snapshots", "info", "work"), `"Kind": +"Active"`)
 	c.run("snapshots", "usage", "work")
 	c.run("snapshots", "commit", "done", "work")
