@@ -386,7 +386,11 @@ func TestTakeUndone(t *testing.T) {
 	d := m.start()
 	exit := &record.Exit{Version: record.Version, PID: 12, Status: 137}
 	undone := d.newTask(testNS, "a", adopting)
-	undone.take(records{exit: exit})
+	dir := t.TempDir()
+	if err := record.Write("test", dir, record.ExitFile, exit); err != nil {
+		t.Fatal(err)
+	}
+	undone.take(readRecords(dir))
 	if undone.init.over() || undone.status != apitask.Status_UNKNOWN {
 		t.Errorf("an exit without a start: over %t, %s", undone.init.over(), undone.status)
 	}

@@ -51,6 +51,7 @@ func readRecords(dir string) records {
 	status, _ := readRecord[record.Status](dir, record.StatusFile) // a hint only
 	r.ran = status != nil
 	switch {
+	case r.exit != nil && r.started == nil: // see take
 	case r.exit != nil:
 		r.status = apitask.Status_STOPPED
 	case status != nil:
