@@ -12,6 +12,7 @@ import (
 	"github.com/berthd/berth/api/services/introspection/v1/introspectiongrpc"
 	"github.com/berthd/berth/api/services/leases/v1/leasesgrpc"
 	"github.com/berthd/berth/api/services/namespaces/v1/namespacesgrpc"
+	"github.com/berthd/berth/api/services/sandbox/v1/sandboxgrpc"
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
 	"github.com/berthd/berth/api/services/tasks/v1/tasksgrpc"
 	"github.com/berthd/berth/api/services/version/v1/versiongrpc"
@@ -47,6 +48,11 @@ func (c *Client) Leases() leasesgrpc.LeasesClient { return leasesgrpc.NewLeasesC
 // Namespaces keeps the namespaces.
 func (c *Client) Namespaces() namespacesgrpc.NamespacesClient {
 	return namespacesgrpc.NewNamespacesClient(c.calls)
+}
+
+// SandboxController runs sandboxes.
+func (c *Client) SandboxController() sandboxgrpc.ControllerClient {
+	return sandboxgrpc.NewControllerClient(c.calls)
 }
 
 // Snapshots keeps layered directory trees.

@@ -50,6 +50,9 @@ type TaskOptions struct {
 	// Checkpoint is where the processes go on from, of what Checkpoint gave the first;
 	// nil: the container's command begins.
 	Checkpoint *types.Descriptor
+	// TaskAPI is where the sandbox serves the task API that NewTask is to join, as
+	// its controller's status tells; empty: the container's own shim.
+	TaskAPI string
 }
 
 // Process gives a process of which nothing is known but that it should exist.
@@ -76,6 +79,7 @@ func (c *Container) NewTask(ctx context.Context, o TaskOptions) (*Process, error
 		Stdout:      o.LogURI,
 		Checkpoint:  o.Checkpoint,
 	}
+	request.TaskApiAddress = o.TaskAPI
 	if !request.Terminal {
 		request.Stderr = o.LogURI
 	}
