@@ -30,6 +30,7 @@ type runFlags struct {
 	stopSignal  string
 	restart     string
 	checkpoint  string
+	systemd     bool
 
 	env, envFiles []string
 	user, cwd     string
@@ -61,6 +62,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.name, "name", "", "its `id`; made up if not given")
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, "label, as `KEY=VALUE`")
 	flags.StringVar(&f.runtime, "runtime", "", "OCI `runtime`, as a program or a path, or name of a shim's runtime like "+client.DefaultRuntime)
+	flags.BoolVar(&f.systemd, "systemd-cgroup", false, "have systemd make its control group, as a scope in system.slice")
 	flags.StringVar(&f.snapshotter, "snapshotter", "", "`snapshotter` for its files")
 	flags.StringVar(&f.stopSignal, "stop-signal", "", "`signal` by which stop asks it to end")
 	registerRestart(flags, &f.restart)
@@ -148,6 +150,10 @@ func (f *runFlags) options(image string, args []string) (client.ContainerOptions
 	o.Runtime, o.RuntimeOptions = parseRuntime(f.runtime)
 	var err error
 	o.Spec, err = f.spec(args)
+	if o.Spec.SystemdCgroup = f.systemd; f.systemd {
+		chosen, _ := o.RuntimeOptions.(*runc.Options)
+		o.RuntimeOptions = &runc.Options{BinaryName: chosen.GetBinaryName(), SystemdCgroup: true}
+	}
 	return o, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -23,7 +24,7 @@ func base(o Options, host Host) *specs.Spec {
 		Hostname: hostname(o, host),
 		Mounts:   defaultMounts(o, host),
 		Linux: &specs.Linux{
-			CgroupsPath: path.Join("/berth", o.Namespace, o.ID),
+			CgroupsPath: cgroupsPath(o),
 			Namespaces:  namespaces(o, host),
 			Resources: &specs.LinuxResources{
 				// The runtime itself allows null, zero, full, random, urandom,
@@ -44,6 +45,16 @@ func base(o Options, host Host) *specs.Spec {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
 	}
 	return s
+}
+
+// cgroupsPath says where the container's control group is to be made; with systemd
+// that is a slice, and what the name of the scope in it is made of. A namespace may
+// have dashes, which in such a name separate: they are written as systemd-escape does.
+func cgroupsPath(o Options) string {
+	if !o.SystemdCgroup {
+		return path.Join("/berth", o.Namespace, o.ID)
+	}
+	return "system.slice:berth-" + strings.ReplaceAll(o.Namespace, "-", `\x2d`) + ":" + o.ID
 }
 
 func hostname(o Options, host Host) string {

@@ -49,6 +49,7 @@ type Options struct {
 	CPUs            float64 // as many as may be used at once; 0: no limit
 	Limits          Limits
 	Isolation       Isolation
+	SystemdCgroup   bool              // for a runtime that has systemd make the control group
 	UserNS          *UserNS           // nil: users are those of the host
 	Groups          []string          // names or ids of groups that the user is in besides its own
 	Sysctls         map[string]string // of the container's namespaces

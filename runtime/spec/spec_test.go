@@ -353,3 +353,17 @@ func TestHostDevices(t *testing.T) {
 		t.Error("terminals of the host are passed on")
 	}
 }
+
+// TestSystemdCgroupsPath has names that can't be mistaken for another namespace's.
+func TestSystemdCgroupsPath(t *testing.T) {
+	for want, o := range map[string]Options{
+		"/berth/a-b/c":                  {Namespace: "a-b", ID: "c"},
+		"system.slice:berth-a:b-c":      {Namespace: "a", ID: "b-c", SystemdCgroup: true},
+		`system.slice:berth-a\x2db:c`:   {Namespace: "a-b", ID: "c", SystemdCgroup: true},
+		"system.slice:berth-moby:c_1.x": {Namespace: "moby", ID: "c_1.x", SystemdCgroup: true},
+	} {
+		if got := cgroupsPath(o); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
