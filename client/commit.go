@@ -128,7 +128,7 @@ func (c *Client) baseOf(ctx context.Context, record *containers.Container) (*Ima
 		return nil, fmt.Errorf("snapshot of container %q: %w", record.GetId(), err)
 	}
 	if parent := stat.GetInfo().GetParent(); parent != base.ChainID.String() {
-		return nil, fmt.Errorf("image %q is another one than when container %q was made from it: its layers are %q, the container is on %q: %w",
+		return nil, fmt.Errorf("image %q is another one than when container %q was made from it: its layers are %q, the container is on %q; give that one its name back, or make the container anew: %w",
 			record.GetImage(), record.GetId(), base.ChainID, parent, errdefs.ErrFailedPrecondition)
 	}
 	for _, layer := range base.Layers {
