@@ -76,9 +76,12 @@ func (s *slot) run() {
 		}
 	}()
 	for time.Now().Before(s.until) && !s.t.Failed() {
-		if s.rand.IntN(4) == 0 {
+		switch s.rand.IntN(8) {
+		case 0, 1:
 			s.keptLife()
-		} else {
+		case 2:
+			s.boxLife()
+		default:
 			s.life()
 		}
 	}
