@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -56,6 +57,7 @@ type world struct {
 	daemon *harness.Daemon
 	client *client.Client
 	mark   string // begins the id of every container of this run
+	copied string // a shim that the daemon takes for another project's
 	until  time.Time
 
 	// mu guards what follows.
@@ -170,6 +172,14 @@ func newWorld(t *testing.T, duration time.Duration) *world {
 			t.Error(err)
 		}
 	})
+	w.copied = filepath.Join(d.Dir, "containerd-shim-copy-v2")
+	shim, err := os.ReadFile(programs.Path("berth-shim"))
+	if err == nil {
+		err = os.WriteFile(w.copied, shim, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	d.Args = []string{"--log-level", "info"}
 	if err := d.Start(); err != nil {
 		t.Fatal(err)

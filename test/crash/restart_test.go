@@ -32,7 +32,7 @@ func (s *slot) keptLife() {
 	policies := []string{"always", "unless-stopped", "on-failure"}
 	m := &model{
 		id:   fmt.Sprintf("%s%d-%d", s.mark, s.number, s.round),
-		kind: []kind{sleeper, timed}[s.rand.IntN(2)], code: 1 + uint32(s.rand.IntN(120)),
+		kind: []kind{sleeper, timed}[s.rand.IntN(2)], code: 1 + uint32(s.rand.IntN(120)), runtime: client.DefaultRuntime,
 	}
 	m.log = filepath.Join(s.daemon.Dir, m.id+".log")
 	policy := policies[s.rand.IntN(len(policies))]

@@ -22,7 +22,7 @@ func (s *slot) boxLife() {
 	s.round++
 	m := &model{
 		id:   fmt.Sprintf("%s%d-%d", s.mark, s.number, s.round),
-		kind: kind(s.rand.IntN(3)), code: 1 + uint32(s.rand.IntN(120)),
+		kind: kind(s.rand.IntN(3)), code: 1 + uint32(s.rand.IntN(120)), runtime: client.DefaultRuntime,
 	}
 	m.log = filepath.Join(s.daemon.Dir, m.id+".log")
 	box := m.id + "-box"

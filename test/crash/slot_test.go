@@ -59,6 +59,7 @@ type model struct {
 	ended   *client.Exit
 	log     string
 	labels  map[string]string
+	runtime string
 }
 
 // fatal marks what is wrong with a container's history. run recovers it.
@@ -92,7 +93,11 @@ func (s *slot) life() {
 	s.round++
 	m := &model{
 		id:   fmt.Sprintf("%s%d-%d", s.mark, s.number, s.round),
-		kind: kind(s.rand.IntN(3)), code: 1 + uint32(s.rand.IntN(120)),
+		kind: kind(s.rand.IntN(3)), code: 1 + uint32(s.rand.IntN(120)), runtime: client.DefaultRuntime,
+	}
+	if s.rand.IntN(6) == 0 {
+		m.runtime = s.copied
+		s.count("life under another's shim")
 	}
 	m.log = filepath.Join(s.daemon.Dir, m.id+".log")
 	m.starts = s.born(m.id)
@@ -185,7 +190,7 @@ func (s *slot) makeContainer(m *model) {
 			return false, err
 		}
 		_, err = leased.NewContainer(c, client.ContainerOptions{
-			ID: m.id, Image: harness.ImageName, Snapshotter: "overlayfs", Runtime: client.DefaultRuntime,
+			ID: m.id, Image: harness.ImageName, Snapshotter: "overlayfs", Runtime: m.runtime,
 			Spec: spec.Options{Args: []string{"sh", "-c", script}}, Labels: m.labels,
 		})
 		return err == nil, errors.Join(err, end())
