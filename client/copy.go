@@ -9,7 +9,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -238,12 +237,6 @@ func (c *Client) withFiles(ctx context.Context, id string, write bool, do func(r
 	}
 	list := mountsOf(mounts)
 	if !write {
-		// Owners as they are on disk: those of an upper directory are mapped already.
-		for i := range list {
-			list[i].Options = slices.DeleteFunc(slices.Clone(list[i].Options), func(o string) bool {
-				return strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=")
-			})
-		}
 		list = mount.ReadOnly(list)
 	}
 	return mount.WithTemp(ctx, list, func(root string) error { return do(root, ids) })
