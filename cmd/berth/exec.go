@@ -96,7 +96,7 @@ func findRunning(ctx context.Context, c *client.Client, ref string) (*client.Con
 	case task.Status_RUNNING:
 		return container, state, nil
 	case task.Status_PAUSED, task.Status_PAUSING:
-		return nil, nil, fmt.Errorf("container %q is paused", container.ID())
+		return nil, nil, hint(fmt.Errorf("container %q is paused", container.ID()), "`berth unpause %s` lets it go on", container.ID())
 	}
 	return nil, nil, hint(fmt.Errorf("container %q does not run", container.ID()), "`berth start %s` runs it again", container.ID())
 }

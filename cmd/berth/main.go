@@ -92,7 +92,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.runCommand(), a.startCommand(), a.execCommand(), a.attachCommand(),
 		a.psCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(),
-		a.killCommand(), a.stopCommand(), a.waitCommand(), a.rmCommand(), a.checkpointCommand(), a.commitCommand(), a.diffCommand(), a.copyCommand(),
+		a.killCommand(), a.pauseCommand(), a.unpauseCommand(), a.stopCommand(), a.waitCommand(), a.rmCommand(), a.checkpointCommand(), a.commitCommand(), a.diffCommand(), a.copyCommand(),
 		a.imagesCommand(), a.updateCommand(), a.doctorCommand(), a.infoCommand(), a.versionCommand(),
 	)
 	ownUsage(root)
