@@ -133,17 +133,24 @@ func (p *Process) Peek(ctx context.Context) (unix.WaitStatus, error) {
 	if err := p.Exited(ctx); err != nil {
 		return 0, err
 	}
-	for {
+	for pause := pollFirst; ; {
 		var info childInfo
 		err := unix.Waitid(unix.P_PID, p.pid, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
 		switch {
 		case err == unix.EINTR:
-		case err == unix.ECHILD, err == nil && info.pid == 0:
+		case err == unix.ECHILD:
 			return 0, fmt.Errorf("wait for process %d: %w", p.pid, ErrNotChild)
 		case err != nil:
 			return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
-		default:
+		case info.pid != 0:
 			return info.waitStatus(), nil
+		default: // its tracer has it
+			if status, ok := p.ExitStatus(); ok {
+				return status, nil
+			}
+			if err := held(ctx, &pause); err != nil {
+				return 0, err
+			}
 		}
 	}
 }
@@ -180,7 +187,7 @@ func (p *Process) Wait(ctx context.Context) (unix.WaitStatus, error) {
 	if err := p.Exited(ctx); err != nil {
 		return 0, err
 	}
-	for {
+	for pause := pollFirst; ; {
 		var status unix.WaitStatus
 		got, err := unix.Wait4(p.pid, &status, unix.WNOHANG, nil)
 		switch {
@@ -189,13 +196,28 @@ func (p *Process) Wait(ctx context.Context) (unix.WaitStatus, error) {
 			return 0, fmt.Errorf("wait for process %d: %w", p.pid, ErrNotChild)
 		case err != nil:
 			return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
-		case got == 0:
-			// Ended, yet not waitable: it is a zombie whose parent is another
-			// process until that one ends.
-			return 0, fmt.Errorf("wait for process %d: %w", p.pid, ErrNotChild)
-		default:
+		case got != 0:
 			return status, nil
+		default:
+			if err := held(ctx, &pause); err != nil {
+				return 0, err
+			}
 		}
+	}
+}
+
+// held waits for a while. A child that has ended and can't be waited for has a
+// tracer, such as strace, or criu that has dumped it: first that one is told how it
+// ended, and nothing tells when it has heard.
+func held(ctx context.Context, pause *time.Duration) error {
+	timer := time.NewTimer(*pause)
+	defer timer.Stop()
+	*pause = min(2**pause, pollLast)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
 	}
 }
 
