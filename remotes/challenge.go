@@ -122,20 +122,27 @@ func (c challenge) header() string {
 	return text
 }
 
-// checkRealm says whether a registry may send us to a realm for a token, which is
-// where the password goes: to another host only by https, unless the registry
-// itself is spoken to by http; and not from a public registry into a private
-// network. It tells whether the realm's host is on such a network.
-func checkRealm(ctx context.Context, realm string, registry *url.URL) (u *url.URL, inside bool, err error) {
-	u, err = url.Parse(realm)
-	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, false, fmt.Errorf("%s wants tokens to be fetched from what is no URL of a web server: %w", registry.Host, errdefs.ErrPermissionDenied)
+// parseRealm reads the address that a registry sends us to for a token, which is
+// where the password goes. It has to be https unless the registry itself is spoken
+// to by http.
+func parseRealm(realm string, registry *url.URL) (*url.URL, error) {
+	u, err := url.Parse(realm)
+	if err != nil || u.Hostname() == "" || u.User != nil || u.Fragment != "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("%s wants tokens to be fetched from what is no URL of a web server: %w", registry.Host, errdefs.ErrPermissionDenied)
 	}
 	if u.Scheme == "http" && registry.Scheme == "https" {
-		return nil, false, fmt.Errorf("%s wants tokens to be fetched from %s by http, where anyone on the way could read the password: %w", registry.Host, u.Host, errdefs.ErrPermissionDenied)
+		return nil, fmt.Errorf("%s wants tokens to be fetched from %s by http, where anyone on the way could read the password: %w", registry.Host, u.Host, errdefs.ErrPermissionDenied)
 	}
-	if strings.EqualFold(u.Hostname(), registry.Hostname()) {
-		return u, false, nil
+	return u, nil
+}
+
+// checkRealm is parseRealm, and looks where the host is: a public registry may not
+// send us into a private network. It tells whether the realm is on one, and on
+// another host than the registry.
+func checkRealm(ctx context.Context, realm string, registry *url.URL) (u *url.URL, inside bool, err error) {
+	u, err = parseRealm(realm, registry)
+	if err != nil || strings.EqualFold(u.Hostname(), registry.Hostname()) {
+		return u, false, err
 	}
 	if inside = isInside(ctx, u.Hostname()); inside && !isInside(ctx, registry.Hostname()) {
 		return nil, true, fmt.Errorf("%s is a public registry and wants tokens to be fetched from %s, which is on a private network: %w", registry.Host, u.Host, errdefs.ErrPermissionDenied)
