@@ -43,7 +43,8 @@ func (a *app) imagesCommand() *cobra.Command {
 			return a.withClient(func(ctx context.Context, c *client.Client) error { return a.imagesList(ctx, c, false) })
 		},
 	}
-	cmd.AddCommand(a.imagesImportCommand(), a.imagesListCommand(), a.imagesRemoveCommand(), a.imagesInspectCommand())
+	cmd.AddCommand(a.imagesImportCommand(), a.imagesListCommand(), a.imagesRemoveCommand(), a.imagesInspectCommand(),
+		a.imagesTagCommand(), a.imagesHistoryCommand())
 	return cmd
 }
 
