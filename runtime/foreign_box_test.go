@@ -263,9 +263,11 @@ func TestForeignSandboxShimKilled(t *testing.T) {
 	d := m.start()
 	for box, away := range map[string]bool{"p": false, "q": true} {
 		address := d.makeForeignBox(box, shim, foreignScript{Version: 3})
-		if err := d.join("a", shim, box, address, "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done"); err != nil {
+		ready := filepath.Join(m.dir, "ready-"+box)
+		if err := d.join("a", shim, box, address, "sh", "-c", "trap 'exit 9' TERM; : >"+ready+"; while :; do sleep 0.05; done"); err != nil {
 			t.Fatal(err)
 		}
+		m.eventually("its trap", func() error { _, err := os.Stat(ready); return err })
 		pid := d.boxShim(box)
 		if away {
 			d.stop()

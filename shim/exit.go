@@ -31,6 +31,9 @@ func (s *Shim) watch(p *process) {
 		// It stays a zombie until its exit is on record: should this shim die
 		// before, whoever becomes its parent can tell how it ended.
 		ws, err := p.handle.Peek(context.Background())
+		if p.isInit() {
+			p.c.readOOM()
+		}
 		e := record.Exit{Version: record.Version, PID: p.pid, Status: exitStatus(ws), ExitedAt: time.Now().UTC()}
 		if err != nil {
 			e.Status, e.Reason = unobserved, fmt.Sprintf("exit unobserved: %v", err)

@@ -38,6 +38,7 @@ type oomCount struct {
 	// mu guards what follows, and that a count and its event are one.
 	mu    sync.Mutex
 	kills uint64
+	seen  uint64 // read ahead, and not published
 	stuck bool
 }
 
@@ -77,7 +78,7 @@ func (c *container) countOOM() uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err != nil { // the group is gone
-		return o.kills
+		kills, stuck = o.seen, o.stuck
 	}
 	if kills > o.kills || stuck && !o.stuck {
 		c.shim.config.Log.Info("out of memory", "task", c.id, "kills", kills, "stuck", stuck)
@@ -85,6 +86,21 @@ func (c *container) countOOM() uint64 {
 	}
 	o.kills, o.stuck = max(kills, o.kills), stuck
 	return o.kills
+}
+
+// readOOM reads the counter ahead of countOOM: systemd removes a scope as soon as
+// nothing runs in it any more, and its counter with it.
+func (c *container) readOOM() {
+	o := c.oom
+	if o == nil {
+		return
+	}
+	kills, _, err := o.group.Kills()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err == nil {
+		o.seen = max(kills, o.seen)
+	}
 }
 
 // unwatchOOM ends the count.
@@ -138,6 +154,7 @@ func (w *oomWatch) run(alarm *cgroup.Alarm, done <-chan struct{}) {
 			busy = false
 			for _, c := range w.list() {
 				if c.starts() {
+					c.readOOM()
 					busy = true
 				} else {
 					c.countOOM()

@@ -102,6 +102,11 @@ func environment(ts *testscript.TestScript) []string {
 	for _, name := range []string{"PATH", "BERTH_ADDRESS", "BERTH_NAMESPACE", "DIR", "WORK", "IMAGE", "GORACE"} {
 		env = append(env, name+"="+ts.Getenv(name))
 	}
+	for _, name := range []string{"CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE"} { // ctr's
+		if value := ts.Getenv(name); value != "" {
+			env = append(env, name+"="+value)
+		}
+	}
 	return env
 }
 
