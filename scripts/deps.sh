@@ -119,6 +119,8 @@ vm() {
 	have mke2fs || apt e2fsprogs
 	have depmod || apt kmod
 	have cpio || apt cpio
+	have systemctl || apt systemd
+	have dbus-daemon || apt dbus
 	debian_containerd
 	debian_kernel
 }

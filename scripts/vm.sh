@@ -104,6 +104,35 @@ userland() {
 	} >"$root/etc/vm.env"
 }
 
+# systemd brings systemd with a message bus, berthd as its service, and the tests as
+# another, which begins once the guest has made systemd its first process.
+systemd() {
+	local units=$root/etc/systemd/system
+	copy /lib/systemd/systemd /lib/systemd/systemd-shutdown /bin/systemctl /usr/bin/dbus-daemon
+	mkdir -p "$units/multi-user.target.wants" "$root/lib/systemd/system" "$root/usr/share/dbus-1/system.d"
+	cp /lib/systemd/system/*.target /lib/systemd/system/dbus.{service,socket} "$root/lib/systemd/system/"
+	cp /usr/share/dbus-1/system.conf "$root/usr/share/dbus-1/"
+	cp /usr/share/dbus-1/system.d/org.freedesktop.systemd1.conf "$root/usr/share/dbus-1/system.d/"
+	echo 'messagebus:x:100:100::/:/bin/false' >>"$root/etc/passwd"
+	echo 'messagebus:x:100:' >>"$root/etc/group"
+	echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
+	ln -s /lib/systemd/system/multi-user.target "$units/default.target"
+	sed 's|@PREFIX@|/opt/berth|' dist/berth.service >"$units/berth.service"
+	mkdir "$units/berth.service.d"
+	printf '[Service]\nStandardError=append:/run/berthd.log\n' >"$units/berth.service.d/log.conf" # no journal here
+	cat >"$units/guest.service" <<-'END'
+		[Unit]
+		Requires=dbus.socket
+		After=dbus.socket
+		[Service]
+		ExecStart=/sbin/guest systemd
+		StandardOutput=tty
+		StandardError=tty
+		TTYPath=/dev/ttyS0
+	END
+	ln -s ../guest.service "$units/multi-user.target.wants/guest.service"
+}
+
 # initramfs makes what the kernel starts with: the modules for the disk, and the
 # way there.
 initramfs() {
@@ -128,6 +157,7 @@ mkdir -p "$root"
 kernel=$(ls $work/linux/boot/vmlinuz-*)
 release=${kernel#*vmlinuz-}
 userland
+systemd
 programs
 mkdir -p "$root/lib/modules"
 cp -r "$work/linux/lib/modules/$release" "$root/lib/modules/"
