@@ -146,7 +146,9 @@ func TestTokenServers(t *testing.T) {
 		"no JSON":   {func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }, errdefs.IsUnavailable, "failed to decode"},
 		"endless":   {func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, `{"token":"`); endless(w, r) }, errdefs.IsUnavailable, "failed to decode"},
 		"hangs":     {hang, errdefs.IsUnavailable, "timeout awaiting"},
-		"elsewhere": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", 307) }, errdefs.IsPermissionDenied, "sends us elsewhere"},
+		"elsewhere": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect)
+		}, errdefs.IsPermissionDenied, "sends us elsewhere"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -231,7 +233,7 @@ func TestRedirectLosesSecrets(t *testing.T) {
 				w.WriteHeader(401)
 				return
 			}
-			http.Redirect(w, r, "http://"+storage+"/blob?signature=secret", 307)
+			http.Redirect(w, r, "http://"+storage+"/blob?signature=secret", http.StatusTemporaryRedirect)
 		})
 		certs := t.TempDir()
 		write(t, filepath.Join(certs, host, hostsFile), "server='http://"+host+"'\n[header]\nX-Secret='1'\n")
@@ -280,7 +282,7 @@ func loseKey(t *testing.T, made keys, data []byte) {
 		if strings.Contains(r.URL.Path, "/down/") {
 			to = "http://" + plain
 		}
-		http.Redirect(w, r, to, 307)
+		http.Redirect(w, r, to, http.StatusTemporaryRedirect)
 	})
 	certs := t.TempDir()
 	for from, to := range map[string]string{made.ca: "ca.crt", made.cert: "me.cert", made.key: "me.key"} {

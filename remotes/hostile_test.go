@@ -145,11 +145,13 @@ func TestBlobLies(t *testing.T) {
 			w.WriteHeader(403)
 			io.WriteString(w, `{"errors":[{"code":"DENIED","message":"not\u0000 for\nyou"}]}`)
 		}, 0, errdefs.IsPermissionDenied, "denied: not for you"},
-		"loop": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 302) }, 0, errdefs.IsPermissionDenied, "more than 10"},
+		"loop": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, 0, errdefs.IsPermissionDenied, "more than 10"},
 		"elsewhere": {func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://127.0.0.1:1/x?signature=secret", 307)
+			http.Redirect(w, r, "http://127.0.0.1:1/x?signature=secret", http.StatusTemporaryRedirect)
 		}, 0, errdefs.IsUnavailable, "connection refused"},
-		"scheme": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "file:///etc/passwd", 302) }, 0, errdefs.IsPermissionDenied, "no web server"},
+		"scheme": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
+		}, 0, errdefs.IsPermissionDenied, "no web server"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -60,6 +60,11 @@ var never = []struct {
 		reason: "a client sees the daemon through its API alone",
 	},
 	{
+		from:   []string{"./cmd/berthd"},
+		to:     []string{"./remotes/dockerconfig", "oras.land/oras-go/v2/registry/remote/credentials"},
+		reason: "helpers that keep passwords are programs, which the daemon doesn't run on account of an image",
+	},
+	{
 		from:   []string{"./remotes"},
 		to:     []string{"oras.land/oras-go/v2/registry/remote/credentials", "./content/...", "./snapshots/...", "./events"},
 		reason: "helpers that keep passwords are programs; the daemon runs none of them, and is told by its caller as whom it comes",
