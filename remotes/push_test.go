@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -278,3 +279,68 @@ func TestKeys(t *testing.T) {
 		}
 	}
 }
+
+// TestScheme is of what the caller says where the directory says nothing.
+func TestScheme(t *testing.T) {
+	certs := t.TempDir()
+	write(t, filepath.Join(certs, "known.example", hostsFile), "server='https://known.example'\nskip_verify=true\n")
+	client := quick(t, Config{HostsDir: certs})
+	for _, c := range []struct{ ref, scheme, want string }{
+		{"r.example/a", "", "https"}, {"r.example/a", "http", "http"}, {"localhost:5000/a", "", "http"}, {"localhost:5000/a", "https", "https"},
+		{"known.example/a", "http", "https"}, {"alpine", "", "https"},
+	} {
+		r, err := client.Open(refer(t, c.ref), Access{DefaultScheme: c.scheme})
+		if err != nil || len(r.Hosts()) != 1 || r.Hosts()[0].URL.Scheme != c.want {
+			t.Errorf("%+v: %+v, %v", c, r.Hosts(), err)
+		}
+	}
+	if _, err := client.Open(refer(t, "a"), Access{DefaultScheme: "ftp"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("%v", err)
+	}
+	if _, err := client.Open(Reference{}, Access{}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestFlat fetches and pushes much more than it may keep.
+func TestFlat(t *testing.T) {
+	leak.CheckProcess(t)
+	const size = 128 << 20
+	block := make([]byte, 1<<20)
+	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodGet:
+			w.Header().Set("Content-Length", fmt.Sprint(size))
+			for range size / len(block) {
+				w.Write(block)
+			}
+		default:
+			uploads(session, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body); w.WriteHeader(201) })(w, r)
+		}
+	})
+	r := open(t, quick(t, Config{}), host+"/a", Access{})
+	desc := describe("", nil)
+	desc.Size = size
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	b, err := r.Blob(t.Context(), desc, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, b, make([]byte, 64<<10)); n != size || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	b.Close()
+	zero := func() (io.ReadCloser, error) { return io.NopCloser(io.LimitReader(nothing{}, size)), nil }
+	if how, err := r.PushBlob(t.Context(), desc, nil, zero); err != nil || how != Uploaded {
+		t.Errorf("%s, %v", how, err)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 16<<20 {
+		t.Errorf("%d bytes of memory for %d fetched and pushed", n, size)
+	}
+}
+
+type nothing struct{}
+
+func (nothing) Read(p []byte) (int, error) { clear(p); return len(p), nil }
