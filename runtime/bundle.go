@@ -180,12 +180,21 @@ func (b bundles) list(log *slog.Logger) (found []name, leftovers []string, err e
 // can't remove is for the next start.
 func sweep(log *slog.Logger, leftovers ...string) {
 	for _, path := range leftovers {
-		err := unmountRootfs(path)
-		if err == nil {
-			err = removeTree(path)
-		}
-		if err != nil {
+		if err := removeGone(path); err != nil {
 			log.Warn("leftover of a bundle not removed; the next start tries again", "path", path, "error", err)
 		}
 	}
+}
+
+// removeGone removes what is left of a bundle of whose task all is told. First goes
+// what says that it was one: of half a bundle the next daemon would tell again, and
+// wrongly, since the mark that it was told, or the exit, may be gone by then.
+func removeGone(path string) error {
+	if err := unmountRootfs(path); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(path, record.IntentFile)); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	return removeTree(path)
 }

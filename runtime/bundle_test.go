@@ -270,3 +270,43 @@ func TestInCgroupOf(t *testing.T) {
 		}
 	}
 }
+
+// TestRemoveGone has the removal of a bundle be cut off: the next daemon does not
+// take the half that is left for a task of which it has something to tell.
+func TestRemoveGone(t *testing.T) {
+	m := newMachine(t)
+	d := m.start()
+	path := filepath.Join(m.dir, bundlesDir, testNS, ".a"+goneSuffix+"1")
+	busy := filepath.Join(path, record.ExecsDir)
+	if err := os.MkdirAll(busy, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for file, r := range map[string]any{
+		record.IntentFile:  record.Intent{Version: record.Version, Namespace: testNS, ID: "a", BootID: m.bootID},
+		record.StartedFile: record.Started{Version: record.Version, PID: 12},
+	} {
+		if err := record.Write("test", path, file, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if late := d.findLate([]string{path}); len(late) != 1 {
+		t.Fatalf("of a whole one there is to be told: %+v", late)
+	}
+	if err := unix.Mount("tmpfs", busy, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeGone(path); err == nil {
+		t.Error("removed over a mount")
+	}
+	if late := d.findLate([]string{path}); len(late) != 0 {
+		t.Errorf("of half a one there is to be told: %+v", late)
+	}
+	if err := unix.Unmount(busy, 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it may be repeated
+		if err := removeGone(path); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -67,11 +67,7 @@ func (l *inspection) bundle(ns, entry string) {
 		return
 	}
 	f.Text = "what is left of a bundle"
-	err := unmountRootfs(path)
-	if err == nil {
-		err = removeTree(path)
-	}
-	if err != nil {
+	if err := removeGone(path); err != nil {
 		f.Text += ": " + err.Error()
 	} else {
 		f.Repaired = "removed it"
