@@ -86,6 +86,11 @@ func (c *container) finish(p *process, e record.Exit) {
 		log.Warn("exit reported before all output is read, the reader is slow", "task", c.id, "exec", p.id)
 	}
 	e.OOMKills = c.countOOM()
+	c.mu.Lock()
+	if p.silent { // the record says what Delete answers and its event does, or who reads it says another thing
+		e.Status, e.Reason = 0, "deleted before it was started"
+	}
+	c.mu.Unlock()
 	if err := record.Write("shim.exit", p.dir, record.ExitFile, e); err != nil {
 		log.Error("exit not recorded", "task", c.id, "exec", p.id, "status", e.Status, "error", err)
 	}

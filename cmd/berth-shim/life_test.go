@@ -121,3 +121,24 @@ func TestOwner(t *testing.T) {
 	}
 	f.shutdown()
 }
+
+// TestDeleteCreated deletes a task that was never started: what Delete answers, its
+// event and the record, which is all there is for a daemon that has missed both, say
+// the same.
+func TestDeleteCreated(t *testing.T) {
+	f := container(t, "sleep", "1000")
+	pid := f.create(&task.CreateTaskRequest{})
+	answer, err := f.task.Delete(f.ctx(), &task.DeleteRequest{Id: f.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var exit record.Exit
+	if err := record.Read(f.bundle, record.ExitFile, &exit); err != nil {
+		t.Fatal(err)
+	}
+	if exit.PID != pid || exit.Status != answer.GetExitStatus() || exit.Status != 0 || !exit.ExitedAt.Equal(answer.GetExitedAt().AsTime()) || exit.Reason == "" {
+		t.Errorf("on record %+v, Delete says %v", exit, answer)
+	}
+	f.d.take("/tasks/create "+f.id, deleteEvent(f.id, 0))
+	f.shutdown()
+}
