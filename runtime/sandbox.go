@@ -36,6 +36,9 @@ type box struct {
 	// over is closed once the sandbox has ended; exitedAt is set before.
 	over     chan struct{}
 	exitedAt time.Time
+	// made says that its create came to an outcome, adopted that an earlier daemon
+	// has made it; both are fixed once the box is known.
+	made, adopted bool
 }
 
 func (t *Tasks) newBox(in record.Intent) *box {

@@ -70,6 +70,8 @@ func (t *Tasks) loadBox(dir, ns, id string) error {
 			b.at = at
 		}
 	}
+	status, err := readRecord[record.Status](dir, record.StatusFile)
+	b.made, b.adopted = err != nil || status != nil, true
 	b.stand, b.reason = adopting, "its shim was not asked yet"
 	t.boxes[name{ns, id}] = b
 	t.foundBoxes = append(t.foundBoxes, b)
@@ -92,8 +94,10 @@ func (t *Tasks) attendBox(b *box) {
 			switch {
 			case err == nil:
 				b.end(reply.GetExitedAt().AsTime())
-			case errdefs.IsNotFound(err):
-				b.end(t.cfg.Now()) // a create that came to nothing
+			case errdefs.IsNotFound(err) && b.adopted && t.forgotten(b): // a create or a shutdown that was cut off
+				t.finishBox(b)
+			case errdefs.IsNotFound(err): // its shim may know it from its start on
+				b.pause(pause)
 			case errdefs.IsNotImplemented(err): // its end is that of its shim
 				select {
 				case <-v.conn.done:
@@ -107,6 +111,26 @@ func (t *Tasks) attendBox(b *box) {
 			return
 		}
 	}
+}
+
+// forgotten tells whether the shim of a sandbox does not know it.
+func (t *Tasks) forgotten(b *box) bool {
+	_, err := askBox(b.ctx, t, b, "tell the sandbox's state", t.cfg.Deadlines.State, sandboxttrpc.SandboxService.SandboxStatus,
+		&shimbox.SandboxStatusRequest{SandboxId: b.id})
+	return errdefs.IsNotFound(err)
+}
+
+// finishBox removes a sandbox that its shim does not know: a daemon that has ended
+// since was making it, or removing it. What can't be removed now is left to a
+// Shutdown.
+func (t *Tasks) finishBox(b *box) {
+	log := t.cfg.Log.With("namespace", b.ns, "sandbox", b.id)
+	if err := t.dropBox(b, true); err != nil {
+		log.Error("sandbox that was being made or removed is not gone yet; shut it down", "error", err)
+		b.end(t.cfg.Now())
+		return
+	}
+	log.Info("sandbox removed that was being made or removed when the daemon ended")
 }
 
 // reviewBox finds the shim of a sandbox again, or that it is dead, and tells
@@ -135,6 +159,10 @@ func (t *Tasks) reviewBox(b *box) bool {
 	}
 	if found := lifeOf(shim.PID, shim.StartTime); found == dead || found == unrecorded && dialAnswer(err) == refused {
 		b.set(stopped, "its shim has died", nil)
+		if !b.made {
+			t.finishBox(b)
+			return true
+		}
 		b.end(t.cfg.Now())
 		log.Error("sandbox ended, its shim has died")
 		return true

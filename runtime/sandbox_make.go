@@ -15,6 +15,7 @@ import (
 	"github.com/berthd/berth/api/runtime/sandbox/v1/sandboxttrpc"
 	shimtask "github.com/berthd/berth/api/runtime/task/v3"
 	"github.com/berthd/berth/api/services/sandbox/v1"
+	apitask "github.com/berthd/berth/api/types/task"
 	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/names"
 	"github.com/berthd/berth/runtime/record"
@@ -51,6 +52,7 @@ func (t *Tasks) CreateSandbox(ctx context.Context, ns string, r *sandbox.Control
 	}
 	t.boxes[name{ns, id}] = b
 	t.mu.Unlock()
+	b.made = true // or it is dropped
 	if err := t.makeBox(ctx, b, r); err != nil {
 		return fmt.Errorf("create sandbox %q: %w", id, t.failBox(b, err))
 	}
@@ -80,6 +82,10 @@ func (t *Tasks) makeBox(ctx context.Context, b *box, r *sandbox.ControllerCreate
 	_, err = askBox(ctx, t, b, "create the sandbox", t.cfg.Deadlines.Create, sandboxttrpc.SandboxService.CreateSandbox, &shimbox.CreateSandboxRequest{
 		SandboxId: b.id, BundlePath: b.dir, Rootfs: r.GetRootfs(), Options: r.GetOptions(), NetnsPath: r.GetNetnsPath(), Annotations: r.GetAnnotations(),
 	})
+	if err == nil {
+		made := record.Status{Version: record.Version, Status: apitask.Status_CREATED.String()}
+		return record.Write("runtime.sandbox.made", b.dir, record.StatusFile, made)
+	}
 	if errdefs.IsNotImplemented(err) {
 		in := b.view().intent
 		return fmt.Errorf("runtime %q: its shim %s runs containers, but serves no sandboxes (it knows no containerd.runtime.sandbox.v1.Sandbox); "+
