@@ -39,7 +39,7 @@ func (w *world) checkEvents() {
 	c, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
 	exits, deletes := map[string]int{}, map[string]int{}
-	times := map[news]int{} // a create that is tried again may end a task of the same name
+	times := map[news][]*types.Envelope{} // a create that is tried again may end a task of the same name
 	for {
 		done, stop := context.WithTimeout(c, settleJournal)
 		envelope, _, err := sub.Next(done)
@@ -57,16 +57,19 @@ func (w *world) checkEvents() {
 		case n.topic == "/tasks/delete":
 			deletes[n.id]++
 		}
-		times[n]++
+		times[n] = append(times[n], envelope)
 	}
 	if len(deletes) == 0 {
 		t.Error("no delete event in the journal")
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for what, n := range times {
-		if n > 1 && what.pid != 0 { // a process that nobody has a record of may be any
-			t.Errorf("%d times in the journal: %+v", n, what)
+	for what, all := range times {
+		if len(all) > 1 && what.pid != 0 { // a process that nobody has a record of may be any
+			t.Errorf("%d times in the journal: %+v", len(all), what)
+			for _, e := range all {
+				t.Logf("at %s: %x", e.GetTimestamp().AsTime(), e.GetEvent().GetValue())
+			}
 		}
 	}
 	for id, want := range w.exited {

@@ -210,6 +210,7 @@ func (s *slot) deleteKept(m *model) {
 		if !s.away(m, err) {
 			s.fail(m, "delete: %v", err)
 		}
+		_ = s.client.Process(m.id, "").Signal(c, unix.SIGKILL) // one that was created for a restart, and has no shim
 		return false, err
 	})
 	if state := s.state(m); state != nil {

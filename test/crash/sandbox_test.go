@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -79,6 +80,9 @@ func (s *slot) joinBox(m *model, box string) {
 		_, err = container.NewTask(c, client.TaskOptions{LogURI: "file://" + m.log, TaskAPI: address})
 		if err != nil && !errdefs.IsAlreadyExists(err) && !errdefs.IsFailedPrecondition(err) && !s.away(m, err) {
 			s.fail(m, "create: %v", err)
+		}
+		if err != nil && strings.Contains(err.Error(), "injected fault") { // the sandbox's shim may be the one with the point
+			s.shutBox(m, box)
 		}
 		return err == nil, err
 	})
