@@ -4,7 +4,8 @@
 // file has one writer.
 //
 //	STATE/io.containerd.runtime.v2.task/NAMESPACE/ID/
-//	├── config.json      OCI spec, byte for byte as the client gave it     (daemon)
+//	├── config.json      OCI spec, byte for byte as the client gave it     (daemon; the shim adds an annotation to restore it)
+//	├── criu.conf        settings for criu's restore                       (shim)
 //	├── intent.json      Intent                                            (daemon)
 //	├── shim.json        Shim: the shim's pid, start time, socket          (daemon)
 //	├── bootstrap.json   where a foreign shim listens, as it said          (daemon)
