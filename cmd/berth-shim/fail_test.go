@@ -48,7 +48,7 @@ func TestDaemonAway(t *testing.T) {
 	if _, err := f.task.Connect(f.ctx(), &task.ConnectRequest{Id: f.id}); err != nil { // as the daemon does first
 		t.Fatal(err)
 	}
-	f.d.takeAgain("/tasks/create "+f.id, "/tasks/start "+f.id, exitEvent(f.id, 7))
+	f.d.take("/tasks/start "+f.id, exitEvent(f.id, 7))
 	f.delete("")
 	f.d.take(deleteEvent(f.id, 7))
 	f.shutdown()

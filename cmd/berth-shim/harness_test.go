@@ -151,7 +151,7 @@ func spec(id string, argv ...string) map[string]any {
 			map[string]any{"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": []string{"newinstance", "ptmxmode=0666"}},
 		},
 		"linux": map[string]any{
-			"cgroupsPath": "/berth-shim-test/" + id,
+			"cgroupsPath": cgroupsPath(id),
 			"namespaces": []any{
 				map[string]any{"type": "pid"}, map[string]any{"type": "mount"}, map[string]any{"type": "ipc"},
 				map[string]any{"type": "uts"}, map[string]any{"type": "network"},
@@ -284,6 +284,9 @@ func (f *fixture) tryCreate(r *task.CreateTaskRequest) (*task.CreateTaskResponse
 	if r.Rootfs == nil {
 		r.Rootfs = rootfsMounts()
 	}
+	if err := driver(r); err != nil {
+		f.t.Fatal(err)
+	}
 	return f.task.Create(f.ctx(), r)
 }
 
@@ -407,9 +410,7 @@ func (f *fixture) checkClean() {
 	if strings.Contains(string(mounts), f.bundle) {
 		f.t.Errorf("mounts are left below %s", f.bundle)
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/berth-shim-test/" + f.id)
-	unified, _ := filepath.Glob("/sys/fs/cgroup/berth-shim-test/" + f.id)
-	if groups = append(groups, unified...); len(groups) > 0 {
+	if groups := groupsLeft(f.id); len(groups) > 0 {
 		f.t.Errorf("cgroups are left: %v", groups)
 	}
 	if entries, _ := os.ReadDir(filepath.Join(f.ociRoot, namespace)); len(entries) > 0 {
