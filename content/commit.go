@@ -25,6 +25,9 @@ func (w *ingest) Commit(ctx context.Context, size int64, want digest.Digest) (In
 	if err := context.Cause(ctx); err != nil {
 		return Info{}, fmt.Errorf("commit ingest %q: %w", w.ref, err)
 	}
+	if err := w.settle(); err != nil {
+		return Info{}, fmt.Errorf("commit: %w", err)
+	}
 	d, err := w.verify(ctx, size, want)
 	if err != nil {
 		return Info{}, fmt.Errorf("commit ingest %q: %w", w.ref, err)
@@ -52,6 +55,12 @@ func (w *ingest) verify(ctx context.Context, size int64, want digest.Digest) (di
 	if size > 0 && size != w.offset {
 		return "", fmt.Errorf("%d bytes where %d were announced: %w", w.offset, size, errdefs.ErrFailedPrecondition)
 	}
+	if want == "" && w.resumed {
+		// Nobody else vouches for the digest: it is that of what is on disk.
+		if err := w.rehash(ctx); err != nil {
+			return "", err
+		}
+	}
 	got := w.Digest()
 	if want == "" || want == got {
 		return got, nil
@@ -60,11 +69,17 @@ func (w *ingest) verify(ctx context.Context, size int64, want digest.Digest) (di
 		return "", fmt.Errorf("expected digest %q: %w: %w", want, err, errdefs.ErrFailedPrecondition)
 	}
 	if want.Algorithm() != w.algorithm {
-		h, err := w.hashOf(ctx, want.Algorithm(), w.offset)
-		if err != nil {
+		h := want.Algorithm().Hash()
+		if err := w.hashPart(ctx, h, 0, w.offset); err != nil {
 			return "", err
 		}
 		got = digest.NewDigest(want.Algorithm(), h)
+	} else if w.resumed {
+		// Before saying so: a record may be wrong, what is on disk can't.
+		if err := w.rehash(ctx); err != nil {
+			return "", err
+		}
+		got = w.Digest()
 	}
 	if want != got {
 		return "", fmt.Errorf("digest is %s where %s was expected: %w", got, want, errdefs.ErrFailedPrecondition)

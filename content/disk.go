@@ -36,6 +36,8 @@ type Disk struct {
 	boot string   // this boot's id
 	now  func() time.Time
 
+	recordEvery, recordMin int64 // bytes, see hashes.go
+
 	// mu guards what follows. No I/O happens under it.
 	mu sync.Mutex
 	// held are the refs that a writer or Abort has.
@@ -64,6 +66,7 @@ func Open(root string) (*Disk, error) {
 	s := &Disk{
 		root: root, boot: boot, now: time.Now, held: map[string]struct{}{},
 		committing: map[digest.Digest]chan struct{}{}, unflushed: map[digest.Digest]struct{}{},
+		recordEvery: defaultRecordEvery, recordMin: defaultRecordMin,
 	}
 	for _, dir := range []string{ingestDir, filepath.Join(blobsDir, digest.Canonical.String())} {
 		if err := durable.MkdirAll("content.open", filepath.Join(root, dir), 0o700); err != nil {

@@ -8,6 +8,7 @@
 //	└── ingest/HEX/        an ingest; HEX is the sha256 of its ref
 //	    ├── ref            the ref, as it was given
 //	    ├── state.json     when it began, what is expected, during which boot
+//	    ├── hash.json      the state of the hash after some bytes that are on disk
 //	    └── data           the bytes so far
 //
 // Blobs outlive the machine's power. Ingests live as long as the boot: they
@@ -85,6 +86,11 @@ type Ingest interface {
 	// Status tells where the ingest stands; Digest is of the bytes so far.
 	Status() (IngestInfo, error)
 	Digest() digest.Digest
+	// Open opens the bytes for reading while they come: what was written before a
+	// read can be read. The reader may be used beside the writer, and stays good
+	// after it, whatever becomes of the ingest; its Size is that of the bytes when
+	// it was opened.
+	Open() (Reader, error)
 	// Truncate drops all bytes after size, which is not beyond the end.
 	Truncate(size int64) error
 	// Commit turns the ingest into a blob: checked against size (0: any) and

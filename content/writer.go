@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -36,6 +35,12 @@ type ingest struct {
 	flushed   int64 // bytes that the kernel was told to write
 	updatedAt time.Time
 
+	record    record     // of the hash, as it is on disk
+	recording *recording // one on its way there, not nil until it was waited for
+	noted     int64      // bytes when the last one was begun
+	resumed   bool       // the hash rests on a record of an earlier writer's
+	read      int64      // bytes read back to hash them
+
 	moved  digest.Digest // not empty: the bytes have this name already, which may not be flushed
 	broken error         // not nil: hash and offset do not match the file
 	closed bool
@@ -63,33 +68,13 @@ func (s *Disk) newWriter(ctx context.Context, dir, ref string, st state) (_ *ing
 	if st.Expected != "" {
 		w.algorithm = st.Expected.Algorithm()
 	}
+	if w.record, err = s.readRecord(dir, fi.Size()); err != nil {
+		return nil, err
+	}
+	_, w.resumed = w.record.hash(w.algorithm)
 	w.hash, err = w.hashOf(ctx, w.algorithm, fi.Size())
-	w.offset = fi.Size()
+	w.offset, w.noted = fi.Size(), w.record.Size
 	return w, err
-}
-
-// hashOf hashes the first size bytes of the file.
-func (w *ingest) hashOf(ctx context.Context, algorithm digest.Algorithm, size int64) (hash.Hash, error) {
-	h := algorithm.Hash()
-	if size == 0 {
-		return h, nil
-	}
-	buf := make([]byte, min(size, hashChunk))
-	for off := int64(0); off < size; {
-		if err := context.Cause(ctx); err != nil {
-			return nil, err
-		}
-		n, err := w.f.ReadAt(buf[:min(size-off, hashChunk)], off)
-		h.Write(buf[:n])
-		off += int64(n)
-		if errors.Is(err, io.EOF) && off < size {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil && off < size {
-			return nil, fmt.Errorf("hash what is there: %w", err)
-		}
-	}
-	return h, nil
 }
 
 // Status implements Ingest.
@@ -106,7 +91,8 @@ func (w *ingest) Status() (IngestInfo, error) {
 // Digest implements Ingest.
 func (w *ingest) Digest() digest.Digest { return digest.NewDigest(w.algorithm, w.hash) }
 
-// Write implements Ingest. After an error the bytes that were written count.
+// Write implements Ingest. After an error the bytes that were written count,
+// unless the kernel could not write back what came before.
 func (w *ingest) Write(p []byte) (int, error) {
 	if err := w.usable(); err != nil {
 		return 0, err
@@ -126,6 +112,9 @@ func (w *ingest) Write(p []byte) (int, error) {
 		durable.Writeback(w.f, w.flushed, w.offset-w.flushed)
 		w.flushed = w.offset
 	}
+	if err := w.note(); err != nil {
+		return 0, fmt.Errorf("write ingest %q: %w", w.ref, err)
+	}
 	return n, nil
 }
 
@@ -144,6 +133,18 @@ func (w *ingest) append(p []byte) (int, error) {
 	n, err := w.f.WriteAt(p, w.offset)
 	<-hashed
 	return n, err
+}
+
+// Open implements Ingest.
+func (w *ingest) Open() (Reader, error) {
+	if err := w.usable(); err != nil {
+		return nil, err
+	}
+	f, err := w.store.dir.Open(filepath.Join(w.dir, dataFile))
+	if err != nil {
+		return nil, fmt.Errorf("ingest %q: %w", w.ref, err)
+	}
+	return &reader{f, w.offset}, nil
 }
 
 // Truncate implements Ingest.
@@ -167,12 +168,20 @@ func (w *ingest) Truncate(size int64) error {
 // restore makes file, offset and hash agree on size bytes; if it can't, the
 // ingest is broken until it can.
 func (w *ingest) restore(size int64) {
+	if w.broken = w.settle(); w.broken != nil {
+		return
+	}
+	if size < w.record.Size {
+		if w.broken = w.unrecord(); w.broken != nil {
+			return
+		}
+	}
 	w.broken = w.f.Truncate(size)
 	if w.broken != nil {
 		return
 	}
 	w.offset = size
-	w.flushed = min(w.flushed, size)
+	w.flushed, w.noted = min(w.flushed, size), min(w.noted, size)
 	h, err := w.hashOf(context.Background(), w.algorithm, size)
 	if err != nil {
 		w.broken = err
@@ -186,8 +195,9 @@ func (w *ingest) Close() error {
 	if w.closed {
 		return nil
 	}
+	err := w.leave()
 	w.closed = true
-	err := w.f.Close()
+	err = errors.Join(err, w.f.Close())
 	w.store.release(w.ref)
 	return err
 }
