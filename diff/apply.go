@@ -1,9 +1,11 @@
 package diff
 
 import (
+	"archive/tar"
 	"context"
 	"fmt"
 	"io"
+	"path"
 
 	"github.com/opencontainers/go-digest"
 
@@ -19,6 +21,11 @@ const DefaultMaxSize = archive.DefaultMaxSize
 type Options struct {
 	SyncFS  bool  // flush the file system afterwards
 	MaxSize int64 // bytes that the uncompressed layer may have; 0: DefaultMaxSize
+	// Lower is for a layer that is laid down before those below it are there. The
+	// mounts are then a bind of the directory that will be the upper one of an
+	// overlay, and Lower gives the directories below it, nearest first. It is called
+	// at most once, when something of the layer depends on them, and may block.
+	Lower func() ([]string, error)
 }
 
 // Result describes what was applied: the uncompressed layer.
@@ -26,6 +33,7 @@ type Result struct {
 	MediaType string        // application/vnd.oci.image.layer.v1.tar
 	DiffID    digest.Digest // of the whole uncompressed stream, trailing bytes included
 	Size      int64         // bytes of that stream
+	Root      bool          // the layer says what the root directory is like
 }
 
 // Apply applies the layer in r, a blob of the given media type, to mounts. A
@@ -43,7 +51,11 @@ func Apply(ctx context.Context, r io.Reader, mediaType string, mounts []mount.Mo
 	}
 	defer uncompressed.close()
 	result := Result{MediaType: ociLayer}
-	err = onto(ctx, mounts, func(root string, form archive.Options) error {
+	err = onto(ctx, mounts, o.Lower, func(root string, form archive.Options) error {
+		form.Header = func(h *tar.Header) error {
+			result.Root = result.Root || h.Typeflag == tar.TypeDir && path.Clean("/"+h.Name) == "/"
+			return nil
+		}
 		result.DiffID, result.Size, err = lay(ctx, uncompressed, root, form, o)
 		if err == nil && o.SyncFS {
 			err = durable.SyncFS("diff.apply", root)

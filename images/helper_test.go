@@ -290,3 +290,18 @@ func zstded(t testing.TB, data []byte) []byte {
 	}
 	return w.EncodeAll(data, nil)
 }
+
+// copyFile copies a file, and makes the directories that it needs.
+func (w *world) copyFile(from, to string) {
+	w.t.Helper()
+	data, err := os.ReadFile(from)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(to), 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(to, data, 0o600)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}

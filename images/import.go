@@ -41,7 +41,7 @@ type Imported struct {
 // what was stored goes at the next collection. What is wrong with the archive
 // is InvalidArgument, what it lacks NotFound.
 func (s *Store) Import(ctx context.Context, scope metadata.Scope, r io.Reader, o ImportOptions, progress func(Progress)) (made []Imported, err error) {
-	c, err := s.choose(o.Platform, o.AllPlatforms)
+	c, err := s.choose(o.AllPlatforms, o.Platform)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (s *Store) Import(ctx context.Context, scope metadata.Scope, r io.Reader, o
 		if err != nil {
 			return err
 		}
-		made, err = s.finish(ctx, scope, list, c, o, progress)
+		made, err = s.finish(ctx, scope, list, c, o, oneByOne(progress))
 		return err
 	})
 	if err != nil {
@@ -87,18 +87,18 @@ func (s *Store) finish(ctx context.Context, scope metadata.Scope, list []found, 
 		}
 		one := Imported{Name: f.name, Target: f.target}
 		if !o.NoUnpack {
-			if image.chosen == nil {
-				return nil, fmt.Errorf("image %q: there is nothing to unpack for platform %s: ask for another one, or leave it packed: %w",
-					f.name, c.text, errdefs.ErrNotFound)
+			if image.chosen[0] == nil {
+				return nil, fmt.Errorf("image %q: %w", f.name, nothingToUnpack(c.wants[0].text))
 			}
-			if one.ChainID, err = s.unpack(ctx, scope, image.chosen, o.Snapshotter, progress); err != nil {
+			u := unpacking{scope: scope, snapshotter: o.Snapshotter, progress: progress}
+			if one.ChainID, err = s.unpack(ctx, u, image.chosen[0]); err != nil {
 				return nil, fmt.Errorf("image %q: %w", f.name, err)
 			}
 		}
 		made = append(made, one)
 	}
 	for _, one := range made {
-		if err := s.name(ctx, scope, one); err != nil {
+		if err := s.name(ctx, scope, one, nil); err != nil {
 			return nil, err
 		}
 		s.log().Info("image imported", slog.String("namespace", scope.Namespace), slog.String("image", one.Name),
@@ -107,9 +107,19 @@ func (s *Store) finish(ctx context.Context, scope metadata.Scope, list []found, 
 	return made, nil
 }
 
-// name makes the row of an image, or has the one there is point to the target.
-func (s *Store) name(ctx context.Context, scope metadata.Scope, one Imported) error {
-	row := &imagesapi.Image{Name: one.Name, Target: &types.Descriptor{
+// nothingToUnpack says that an image has nothing for a platform.
+func nothingToUnpack(platform string) error {
+	return fmt.Errorf("there is nothing to unpack for platform %s: ask for another one, or leave it packed: %w", platform, errdefs.ErrNotFound)
+}
+
+// name makes the row of an image, or has the one there is point to the target; its
+// labels are added.
+func (s *Store) name(ctx context.Context, scope metadata.Scope, one Imported, add map[string]string) error {
+	mask := []string{"target"}
+	for key := range add {
+		mask = append(mask, "labels."+key)
+	}
+	row := &imagesapi.Image{Name: one.Name, Labels: add, Target: &types.Descriptor{
 		MediaType: one.Target.MediaType, Digest: one.Target.Digest.String(), Size: one.Target.Size,
 	}}
 	rows := s.DB.Images(scope)
@@ -118,7 +128,7 @@ func (s *Store) name(ctx context.Context, scope metadata.Scope, one Imported) er
 		if !errdefs.IsAlreadyExists(err) {
 			return err
 		}
-		_, err = rows.Update(ctx, row, []string{"target"}, nil)
+		_, err = rows.Update(ctx, row, mask, nil)
 		if !errdefs.IsNotFound(err) {
 			return err
 		}

@@ -22,8 +22,13 @@ func label(ctx context.Context, blobs *metadata.Blobs, i *image) error {
 	}
 	all := func(ocispec.Descriptor) bool { return true }
 	for _, m := range i.manifests {
-		children := append([]ocispec.Descriptor{m.doc.Config}, m.doc.Layers...)
-		if err := addLabels(ctx, blobs, m.desc.Digest, childLabels(children, all)); err != nil {
+		if err := addLabels(ctx, blobs, m.desc.Digest, childLabels(m.parts(), all)); err != nil {
+			return err
+		}
+	}
+	for _, m := range i.documents {
+		config := func(d ocispec.Descriptor) bool { return d.Digest == m.doc.Config.Digest }
+		if err := addLabels(ctx, blobs, m.desc.Digest, childLabels(m.parts(), config)); err != nil {
 			return err
 		}
 	}

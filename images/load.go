@@ -140,7 +140,7 @@ func (l *loader) ingest(ctx context.Context, name string, want digest.Digest, si
 	d := ocispec.Descriptor{Digest: want, Size: size}
 	w, err := l.blobs.Writer(ctx, ref, content.Expect{Size: size, Digest: want})
 	if errdefs.IsAlreadyExists(err) {
-		tell(l.progress, Progress{want, Loaded, size, size})
+		tell(l.progress, progressOf(d, Loaded, size))
 		return d, nil
 	}
 	if err != nil {
@@ -172,7 +172,7 @@ func (l *loader) ingest(ctx context.Context, name string, want digest.Digest, si
 	if err := w.Commit(ctx, size, d.Digest, nil); err != nil && !errdefs.IsAlreadyExists(err) {
 		return d, err
 	}
-	tell(l.progress, Progress{d.Digest, Loaded, size, size})
+	tell(l.progress, progressOf(d, Loaded, size))
 	return d, nil
 }
 
@@ -184,7 +184,7 @@ func (l *loader) copy(w io.Writer, want digest.Digest, size int64, r io.Reader) 
 				return err
 			}
 			if done += int64(n); want != "" {
-				tell(l.progress, Progress{want, Loading, done, size})
+				tell(l.progress, Progress{Digest: want, Status: Loading, Offset: done, Total: size})
 			}
 		}
 		switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -32,23 +33,44 @@ type Store struct {
 	Snapshotter string           // default for unpacking
 	Log         *slog.Logger     // nil: none
 
+	// Verify is asked before anything but the manifest of a pulled image is fetched;
+	// its error ends the pull. nil: all are taken.
+	Verify func(ctx context.Context, name string, target ocispec.Descriptor) error
+
 	layers flights // one unpacking per namespace, snapshotter and chain id
+	blobs  flights // one fetch per digest
+	pulls  leased  // leases of pulls under way
 }
 
 // What happens to an object.
 const (
-	Loading   = "loading"
-	Loaded    = "loaded"
-	Unpacking = "unpacking"
-	Unpacked  = "unpacked"
+	Loading     = "loading" // from an archive
+	Loaded      = "loaded"
+	Waiting     = "waiting" // to be fetched or pushed
+	Downloading = "downloading"
+	Downloaded  = "downloaded"
+	Uploading   = "uploading"
+	Uploaded    = "uploaded"
+	Exists      = "already exists" // where it was to go
+	Unpacking   = "unpacking"
+	Unpacked    = "unpacked"
 )
 
 // Progress of one object. A later one of the same object replaces an earlier.
 type Progress struct {
-	Digest digest.Digest
-	Status string // Loading...
-	Offset int64  // bytes done
-	Total  int64  // bytes expected; 0 where it is not known
+	Digest    digest.Digest
+	MediaType string // may be empty, from an archive
+	Status    string // Loading...
+	Offset    int64  // bytes done
+	Total     int64  // bytes expected; 0 where it is not known
+	// Parent is what names the object: the manifest of a layer, the index of a
+	// manifest. Empty for what has none, or where that was told before.
+	Parent digest.Digest
+}
+
+// progressOf tells how far an object is.
+func progressOf(d ocispec.Descriptor, status string, offset int64) Progress {
+	return Progress{Digest: d.Digest, MediaType: d.MediaType, Status: status, Offset: offset, Total: d.Size}
 }
 
 // UnpackOptions say what to unpack, and where to.
@@ -57,25 +79,40 @@ type UnpackOptions struct {
 	Platform    string // os/arch[/variant]; empty: the store's
 }
 
-// choice is which part of an image is wanted.
+// choice is which part of an image is wanted: for each of the platforms the best
+// there is.
 type choice struct {
-	want  platforms.MatchComparer
-	text  string // of the platform
-	every bool   // keep the other platforms too
+	wants []want
+	every bool // keep the other platforms too
+	// documents keeps manifests and configs of the other platforms, not their layers.
+	documents bool
+	// artifact says that what is no container image will do too, as it is.
+	artifact bool
 }
 
-func (s *Store) choose(platform string, every bool) (choice, error) {
-	p := s.Platform
-	if p.OS == "" {
-		p = platforms.DefaultSpec()
-	}
-	if platform != "" {
-		var err error
-		if p, err = platforms.Parse(platform); err != nil {
-			return choice{}, fmt.Errorf("platform %q: %v: %w", platform, err, errdefs.ErrInvalidArgument)
+// want is a platform that is wanted.
+type want struct {
+	platforms.MatchComparer
+	text string
+}
+
+// choose reads platforms; an empty one stands for the store's.
+func (s *Store) choose(every bool, texts ...string) (choice, error) {
+	c := choice{every: every}
+	for _, text := range texts {
+		p := s.Platform
+		if p.OS == "" {
+			p = platforms.DefaultSpec()
 		}
+		if text != "" {
+			var err error
+			if p, err = platforms.Parse(text); err != nil {
+				return choice{}, fmt.Errorf("platform %q: %v: %w", text, err, errdefs.ErrInvalidArgument)
+			}
+		}
+		c.wants = append(c.wants, want{platforms.Only(p), platforms.Format(p)})
 	}
-	return choice{want: platforms.Only(p), text: platforms.Format(p), every: every}, nil
+	return c, nil
 }
 
 // snapshotter gives the snapshotter to unpack for, by name or the default one.
@@ -122,9 +159,50 @@ func (s *Store) log() *slog.Logger {
 	return s.Log
 }
 
+// leased is a set of leases.
+type leased struct {
+	mu  sync.Mutex // guards ids
+	ids map[string]struct{}
+}
+
+func (l *leased) add(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ids == nil {
+		l.ids = map[string]struct{}{}
+	}
+	l.ids[id] = struct{}{}
+}
+
+func (l *leased) drop(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.ids, id)
+}
+
+func (l *leased) has(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.ids[id]
+	return ok
+}
+
 // tell calls progress if there is one.
 func tell(progress func(Progress), p Progress) {
 	if progress != nil {
+		progress(p)
+	}
+}
+
+// oneByOne gives a progress function for many callers at once.
+func oneByOne(progress func(Progress)) func(Progress) {
+	if progress == nil {
+		return nil
+	}
+	var mu sync.Mutex
+	return func(p Progress) {
+		mu.Lock()
+		defer mu.Unlock()
 		progress(p)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/userns"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -41,7 +42,7 @@ func ChainID(diffIDs []digest.Digest) digest.Digest {
 // after the return.
 // NotFound if a blob is missing or nothing is for the platform.
 func (s *Store) Unpack(ctx context.Context, scope metadata.Scope, target ocispec.Descriptor, o UnpackOptions, progress func(Progress)) (chain digest.Digest, err error) {
-	c, err := s.choose(o.Platform, false)
+	c, err := s.choose(false, o.Platform)
 	if err != nil {
 		return "", err
 	}
@@ -50,7 +51,8 @@ func (s *Store) Unpack(ctx context.Context, scope metadata.Scope, target ocispec
 		if err != nil {
 			return err
 		}
-		chain, err = s.unpack(ctx, scope, image.chosen, o.Snapshotter, progress)
+		u := unpacking{scope: scope, snapshotter: o.Snapshotter, progress: oneByOne(progress)}
+		chain, err = s.unpack(ctx, u, image.chosen[0])
 		return err
 	})
 	if err != nil {
@@ -59,28 +61,42 @@ func (s *Store) Unpack(ctx context.Context, scope metadata.Scope, target ocispec
 	return chain, nil
 }
 
+// unpacking says how a manifest is unpacked.
+type unpacking struct {
+	scope       metadata.Scope
+	snapshotter string         // empty: the store's
+	progress    func(Progress) // for many callers at once
+	// arrivals are blobs that are being fetched; those that are not among them are
+	// there.
+	arrivals map[digest.Digest]*arrival
+}
+
 // unpacker unpacks the layers of one manifest.
 type unpacker struct {
-	store    *Store
-	scope    metadata.Scope
-	blobs    *metadata.Blobs
-	name     string // of the snapshotter
-	into     *metadata.Snapshots
-	layers   []ocispec.Descriptor
-	diffIDs  []digest.Digest
-	progress func(Progress)
+	unpacking
+	store   *Store
+	blobs   *metadata.Blobs
+	name    string // of the snapshotter
+	into    *metadata.Snapshots
+	layers  []ocispec.Descriptor
+	diffIDs []digest.Digest
 }
 
 // unpack makes the snapshots of a manifest and has its config keep the top one.
-func (s *Store) unpack(ctx context.Context, scope metadata.Scope, m *manifest, snapshotter string, progress func(Progress)) (digest.Digest, error) {
+func (s *Store) unpack(ctx context.Context, how unpacking, m *manifest) (digest.Digest, error) {
 	if KindOf(m.doc.Config.MediaType) != Config {
 		return "", notAnImage(m)
 	}
-	into, name, err := s.snapshotter(scope, snapshotter)
+	into, name, err := s.snapshotter(how.scope, how.snapshotter)
 	if err != nil {
 		return "", err
 	}
-	u := &unpacker{store: s, scope: scope, blobs: s.DB.Blobs(scope), name: name, into: into, layers: m.doc.Layers, progress: progress}
+	u := &unpacker{unpacking: how, store: s, blobs: s.DB.Blobs(how.scope), name: name, into: into, layers: m.doc.Layers}
+	if a := how.arrivals[m.doc.Config.Digest]; a != nil {
+		if err := a.wait(ctx); err != nil {
+			return "", err
+		}
+	}
 	config, err := readConfig(ctx, u.blobs, m.doc.Config)
 	if err != nil {
 		return "", err
@@ -103,7 +119,7 @@ func (s *Store) unpack(ctx context.Context, scope metadata.Scope, m *manifest, s
 	if err != nil {
 		return "", err
 	}
-	s.log().Info("image unpacked", slog.String("namespace", scope.Namespace), slog.String("manifest", m.desc.Digest.String()),
+	s.log().Info("image unpacked", slog.String("namespace", u.scope.Namespace), slog.String("manifest", m.desc.Digest.String()),
 		slog.String("snapshotter", name), slog.String("chain", chain.String()), slog.Duration("took", time.Since(start)))
 	return chain, nil
 }
@@ -114,18 +130,32 @@ func (u *unpacker) all(ctx context.Context) (digest.Digest, error) {
 	if err != nil {
 		return "", err
 	}
-	for i := range u.layers {
-		layer := u.layers[i]
-		if i < have {
-			tell(u.progress, Progress{layer.Digest, Unpacked, layer.Size, layer.Size})
-			continue
+	for _, layer := range u.layers[:have] {
+		tell(u.progress, progressOf(layer, Unpacked, layer.Size))
+	}
+	if u.into.Rebases() && !userns.RunningInUserNS() && len(u.layers)-have > 1 {
+		err = u.together(ctx, have)
+	} else {
+		for i := have; i < len(u.layers) && err == nil; i++ {
+			err = u.atLayer(i, u.layer(ctx, i))
 		}
-		if err := u.layer(ctx, i); err != nil {
-			return "", fmt.Errorf("layer %d (%s): %w", i+1, layer.Digest, err)
-		}
+	}
+	if err != nil {
+		return "", err
 	}
 	return ChainID(u.diffIDs), nil
 }
+
+// atLayer says which layer an error is about.
+func (u *unpacker) atLayer(i int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("layer %d (%s): %w", i+1, u.layers[i].Digest, err)
+}
+
+// chain gives the name of the first n layers, "" for none.
+func (u *unpacker) chain(n int) string { return ChainID(u.diffIDs[:n]).String() }
 
 // standing tells how many layers are unpacked, and has the lease hold them.
 func (u *unpacker) standing(ctx context.Context) (int, error) {
@@ -156,46 +186,70 @@ func (u *unpacker) stands(ctx context.Context, chain string) (bool, error) {
 	return err == nil, err
 }
 
-// layer makes the snapshot of layer i, or finds that another has.
+// layer makes the snapshot of layer i upon the one below, or finds that another has.
 func (u *unpacker) layer(ctx context.Context, i int) error {
-	chain := ChainID(u.diffIDs[:i+1]).String()
-	leave, err := u.store.layers.enter(ctx, u.scope.Namespace+"/"+u.name+"/"+chain)
+	chain, parent := u.chain(i+1), u.chain(i)
+	leave, err := u.store.layers.enter(ctx, u.flight(chain))
 	if err != nil {
 		return err
 	}
 	defer leave()
-	parent := ChainID(u.diffIDs[:i]).String()
-	about := map[string]string{labels.SnapshotRef: chain, labels.SnapshotDiffID: u.diffIDs[i].String()}
-	if parent != "" {
-		about[labels.SnapshotParent] = parent
-	}
-	key := fmt.Sprintf("extract-%s %s", unique(), chain)
-	mounts, err := u.into.Prepare(ctx, key, parent, about)
-	if errdefs.IsAlreadyExists(err) {
-		if ok, found := u.stands(ctx, chain); ok || found != nil {
-			tell(u.progress, Progress{u.layers[i].Digest, Unpacked, u.layers[i].Size, u.layers[i].Size})
-			return found
-		}
-	}
-	if err != nil {
+	key, mounts, err := u.prepare(ctx, i, parent)
+	if err != nil || key == "" {
 		return err
 	}
-	err = u.apply(ctx, i, mounts)
-	if err == nil {
-		err = u.into.Commit(ctx, chain, key, "", about)
+	if _, err = u.apply(ctx, i, mounts, nil); err == nil {
+		err = u.into.Commit(ctx, chain, key, "", u.about(i))
 	}
+	return u.settle(ctx, i, key, err)
+}
+
+// flight names the work on a chain.
+func (u *unpacker) flight(chain string) string { return u.scope.Namespace + "/" + u.name + "/" + chain }
+
+// about gives the labels of the snapshot of layer i.
+func (u *unpacker) about(i int) map[string]string {
+	about := map[string]string{labels.SnapshotRef: u.chain(i + 1), labels.SnapshotDiffID: u.diffIDs[i].String()}
+	if i > 0 {
+		about[labels.SnapshotParent] = u.chain(i)
+	}
+	return about
+}
+
+// prepare makes the snapshot that layer i is laid down in. No key: the layer stands.
+func (u *unpacker) prepare(ctx context.Context, i int, parent string) (key string, mounts []mount.Mount, err error) {
+	chain := u.chain(i + 1)
+	key = fmt.Sprintf("extract-%s %s", unique(), chain)
+	mounts, err = u.into.Prepare(ctx, key, parent, u.about(i))
+	if errdefs.IsAlreadyExists(err) {
+		if ok, found := u.stands(ctx, chain); ok || found != nil {
+			tell(u.progress, progressOf(u.layers[i], Unpacked, u.layers[i].Size))
+			return "", nil, found
+		}
+	}
+	return key, mounts, err
+}
+
+// settle ends the work on a layer: what could not be committed is removed.
+func (u *unpacker) settle(ctx context.Context, i int, key string, err error) error {
 	if err == nil {
+		tell(u.progress, progressOf(u.layers[i], Unpacked, u.layers[i].Size))
 		return nil
 	}
 	if errdefs.IsAlreadyExists(err) { // another client has been faster
 		err = nil
 	}
+	return errors.Join(err, u.discard(ctx, key))
+}
+
+// discard removes a snapshot that is not to be a layer.
+func (u *unpacker) discard(ctx context.Context, key string) error {
 	undo, cancel := undoContext(ctx)
 	defer cancel()
-	if removed := u.into.Remove(undo, key); !errdefs.IsNotFound(removed) {
-		err = errors.Join(err, removed)
+	if err := u.into.Remove(undo, key); !errdefs.IsNotFound(err) {
+		return err
 	}
-	return err
+	return nil
 }
 
 // unique is the first part of the name of a snapshot that is being unpacked.
@@ -205,31 +259,49 @@ func unique() string {
 	return fmt.Sprintf("%d-%s", time.Now().Nanosecond(), base64.RawURLEncoding.EncodeToString(random[:]))
 }
 
-// apply lays layer i down and compares what it was with the config.
-func (u *unpacker) apply(ctx context.Context, i int, mounts []mount.Mount) (err error) {
+// apply lays layer i down and compares what it was with the config. lower is that of
+// diff.Options.
+func (u *unpacker) apply(ctx context.Context, i int, mounts []mount.Mount, lower func() ([]string, error)) (result diff.Result, err error) {
 	layer := u.layers[i]
-	blob, err := u.blobs.Open(ctx, layer.Digest)
+	from, err := u.open(ctx, layer.Digest)
 	if err != nil {
-		return err
+		return result, err
 	}
-	defer func() { err = errors.Join(err, blob.Close()) }()
-	r := &counter{r: io.NewSectionReader(blob, 0, blob.Size())}
-	r.tell = func(n int64) { tell(u.progress, Progress{layer.Digest, Unpacking, n, layer.Size}) }
-	result, err := diff.Apply(ctx, r, layer.MediaType, mounts, diff.Options{})
+	defer func() { err = errors.Join(err, from.Close()) }()
+	r := &counter{r: from}
+	r.tell = func(n int64) { tell(u.progress, progressOf(layer, Unpacking, n)) }
+	result, err = diff.Apply(ctx, r, layer.MediaType, mounts, diff.Options{Lower: lower})
 	if err != nil {
-		return err
+		return result, err
 	}
 	if result.DiffID != u.diffIDs[i] {
-		return invalid("uncompressed it is %s, the config says %s: the image is damaged, build or fetch it again", result.DiffID, u.diffIDs[i])
+		return result, invalid("uncompressed it is %s, the config says %s: the image is damaged, build or fetch it again", result.DiffID, u.diffIDs[i])
 	}
-	if result.DiffID != layer.Digest {
-		err := addLabels(ctx, u.blobs, layer.Digest, map[string]string{labels.Uncompressed: result.DiffID.String()})
-		if err != nil {
-			return err
+	// All of it has been read, so it has come; now its digest has to be the right one.
+	if a := u.arrivals[layer.Digest]; a != nil {
+		if err := a.wait(ctx); err != nil {
+			return result, err
 		}
 	}
-	tell(u.progress, Progress{layer.Digest, Unpacked, layer.Size, layer.Size})
-	return nil
+	if result.DiffID != layer.Digest {
+		return result, addLabels(ctx, u.blobs, layer.Digest, map[string]string{labels.Uncompressed: result.DiffID.String()})
+	}
+	return result, nil
+}
+
+// open opens a layer to be read from its start, while it comes.
+func (u *unpacker) open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	if a := u.arrivals[d]; a != nil {
+		return a.follow(ctx), nil
+	}
+	blob, err := u.blobs.Open(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(blob, 0, blob.Size()), blob}, nil
 }
 
 // counter tells how much was read.

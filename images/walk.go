@@ -28,7 +28,8 @@ type image struct {
 	target    ocispec.Descriptor
 	indexes   []indexNode
 	manifests []*manifest // those kept
-	chosen    *manifest   // the one for the wanted platform
+	documents []*manifest // those of which only manifest and config are kept
+	chosen    []*manifest // for each wanted platform the best; nil where there is none
 }
 
 type indexNode struct {
@@ -39,61 +40,108 @@ type indexNode struct {
 // manifest is a manifest with what belongs to it.
 type manifest struct {
 	desc     ocispec.Descriptor
+	parent   digest.Digest    // the index that names it; empty for the target
 	platform ocispec.Platform // zero: not known
 	doc      ocispec.Manifest
 }
 
+// parts lists config and layers.
+func (m *manifest) parts() []ocispec.Descriptor {
+	return append([]ocispec.Descriptor{m.doc.Config}, m.doc.Layers...)
+}
+
 // keeps tells whether a descriptor is that of a kept index or manifest.
 func (i *image) keeps(d ocispec.Descriptor) bool {
-	return slices.ContainsFunc(i.manifests, func(m *manifest) bool { return m.desc.Digest == d.Digest }) ||
+	is := func(m *manifest) bool { return m.desc.Digest == d.Digest }
+	return slices.ContainsFunc(i.manifests, is) || slices.ContainsFunc(i.documents, is) ||
 		slices.ContainsFunc(i.indexes, func(n indexNode) bool { return n.desc.Digest == d.Digest })
 }
 
 // walker reads what belongs to an image.
 type walker struct {
-	blobs *metadata.Blobs
-	image *image
-	seen  []*manifest // of all platforms
+	blobs  *metadata.Blobs
+	choice choice
+	image  *image
+	seen   []*manifest // of all platforms
+	// fetch brings a document that may not be there; nil: what is missing is missing.
+	fetch func(ctx context.Context, d ocispec.Descriptor, parent digest.Digest) error
 }
 
-// resolve reads target and what it leads to, and chooses. NotFound where
-// something is missing, or there is nothing for the wanted platform.
+// resolve reads target and what it leads to, chooses, and makes sure that what was
+// chosen is whole. NotFound where something is missing, or there is nothing for a
+// wanted platform.
 func resolve(ctx context.Context, blobs *metadata.Blobs, target ocispec.Descriptor, c choice) (*image, error) {
-	w := &walker{blobs: blobs, image: &image{target: target}}
-	if err := w.visit(ctx, target, 0); err != nil {
+	w := &walker{blobs: blobs, choice: c, image: &image{target: target}}
+	if err := w.choose(ctx); err != nil {
 		return nil, err
 	}
+	return w.image, w.whole(ctx)
+}
+
+// choose reads indexes and manifests, and chooses.
+func (w *walker) choose(ctx context.Context) error {
+	if err := w.visit(ctx, w.image.target, "", 0); err != nil {
+		return err
+	}
+	w.image.chosen = make([]*manifest, len(w.choice.wants))
+	for i, want := range w.choice.wants {
+		best := w.best(want)
+		if best == nil && !w.choice.every {
+			return fmt.Errorf("there is nothing for platform %s, only for %s: ask for one of these: %w", want.text, w.list(), errdefs.ErrNotFound)
+		}
+		w.image.chosen[i] = best
+	}
 	for _, m := range w.seen {
-		if !c.want.Match(m.platform) {
+		if err := w.keep(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// best gives the best manifest for a platform, nil if there is none.
+func (w *walker) best(of want) *manifest {
+	var best *manifest
+	for _, m := range w.seen {
+		whatever := w.choice.artifact && m.desc.Digest == w.image.target.Digest && m.doc.Config.Digest != "" && KindOf(m.doc.Config.MediaType) != Config
+		if !whatever && !of.Match(m.platform) {
 			continue
 		}
-		if best := w.image.chosen; best == nil || c.want.Less(m.platform, best.platform) {
-			w.image.chosen = m
+		if best == nil || of.Less(m.platform, best.platform) {
+			best = m
 		}
 	}
-	if w.image.chosen == nil && !c.every {
-		return nil, fmt.Errorf("there is nothing for platform %s, only for %s: ask for one of these: %w", c.text, w.list(), errdefs.ErrNotFound)
+	return best
+}
+
+// keep decides what is kept of a manifest, and reads it if anything is.
+func (w *walker) keep(ctx context.Context, m *manifest) error {
+	chosen := slices.Contains(w.image.chosen, m)
+	if !chosen && !w.choice.every && !w.choice.documents {
+		return nil
 	}
-	for _, m := range w.seen {
-		keep := m == w.image.chosen
-		if !keep && c.every {
-			// Attestations are no platform; they may be missing.
-			err := w.open(ctx, m)
-			if err != nil && (m.platform.OS != "unknown" || !errors.Is(err, errdefs.ErrNotFound)) {
-				return nil, err
-			}
-			keep = err == nil
-		}
-		if keep {
-			w.image.manifests = append(w.image.manifests, m)
-		}
+	err := w.open(ctx, m)
+	switch {
+	// Attestations are no platform; they may be missing.
+	case err != nil && !chosen && m.platform.OS == "unknown" && errors.Is(err, errdefs.ErrNotFound):
+	case err != nil:
+		return err
+	case chosen || w.choice.every:
+		w.image.manifests = append(w.image.manifests, m)
+	default:
+		w.image.documents = append(w.image.documents, m)
 	}
+	return nil
+}
+
+// whole makes sure that everything is there that was chosen.
+func (w *walker) whole(ctx context.Context) error {
 	for _, m := range w.image.manifests {
 		if err := w.check(ctx, m); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return w.image, nil
+	return nil
 }
 
 func (w *walker) list() string {
@@ -110,14 +158,14 @@ func (w *walker) list() string {
 }
 
 // visit notes the manifests below a descriptor.
-func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, depth int) error {
+func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parent digest.Digest, depth int) error {
 	if depth > maxDepth {
 		return invalid("index %s: more than %d indexes in each other", d.Digest, maxDepth)
 	}
 	switch KindOf(d.MediaType) {
 	case Index:
 		var doc ocispec.Index
-		if err := w.read(ctx, "index", d, &doc); err != nil {
+		if err := w.read(ctx, "index", d, parent, &doc); err != nil {
 			return err
 		}
 		if len(w.seen)+len(doc.Manifests) > maxEntries {
@@ -127,22 +175,22 @@ func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, depth int) err
 		for _, child := range doc.Manifests {
 			switch KindOf(child.MediaType) {
 			case Index, Manifest:
-				if err := w.visit(ctx, child, depth+1); err != nil {
+				if err := w.visit(ctx, child, d.Digest, depth+1); err != nil {
 					return err
 				}
 			}
 		}
 		return nil
 	case Manifest:
-		return w.meet(ctx, d)
+		return w.meet(ctx, d, parent)
 	}
 	return invalid("%s is of media type %q, which is no image", d.Digest, d.MediaType)
 }
 
 // meet notes a manifest. Where the index does not tell its platform its config
 // does.
-func (w *walker) meet(ctx context.Context, d ocispec.Descriptor) error {
-	m := &manifest{desc: d}
+func (w *walker) meet(ctx context.Context, d ocispec.Descriptor, parent digest.Digest) error {
+	m := &manifest{desc: d, parent: parent}
 	w.seen = append(w.seen, m)
 	if d.Platform != nil {
 		m.platform = platforms.Normalize(*d.Platform)
@@ -156,10 +204,13 @@ func (w *walker) meet(ctx context.Context, d ocispec.Descriptor) error {
 		return err
 	}
 	if KindOf(m.doc.Config.MediaType) != Config {
-		if d.Digest == w.image.target.Digest {
+		if d.Digest == w.image.target.Digest && !w.choice.artifact {
 			return notAnImage(m)
 		}
 		return nil
+	}
+	if err := w.bring(ctx, m.doc.Config, d.Digest); err != nil {
+		return err
 	}
 	config, err := readConfig(ctx, w.blobs, m.doc.Config)
 	if err != nil {
@@ -179,13 +230,40 @@ func (w *walker) open(ctx context.Context, m *manifest) error {
 	if m.doc.Config.Digest != "" {
 		return nil
 	}
-	if err := w.read(ctx, "manifest", m.desc, &m.doc); err != nil {
+	if err := w.read(ctx, "manifest", m.desc, m.parent, &m.doc); err != nil {
 		return err
 	}
 	if m.doc.Config.Digest == "" {
 		return invalid("manifest %s names no config", m.desc.Digest)
 	}
+	if len(m.doc.Layers) > maxEntries {
+		return invalid("manifest %s has %d layers, more than %d", m.desc.Digest, len(m.doc.Layers), maxEntries)
+	}
+	for i, d := range m.parts() {
+		if err := d.Digest.Validate(); err != nil {
+			return invalid("manifest %s: %s has the digest %q: %v", m.desc.Digest, part(i), d.Digest, err)
+		}
+		if d.Size < 0 {
+			return invalid("manifest %s: %s is said to have %d bytes", m.desc.Digest, part(i), d.Size)
+		}
+	}
 	return nil
+}
+
+// part names a part of a manifest: the config is 0.
+func part(i int) string {
+	if i == 0 {
+		return "config"
+	}
+	return fmt.Sprintf("layer %d", i)
+}
+
+// bring fetches a document if that is the walker's to do.
+func (w *walker) bring(ctx context.Context, d ocispec.Descriptor, parent digest.Digest) error {
+	if w.fetch == nil {
+		return nil
+	}
+	return w.fetch(ctx, d, parent)
 }
 
 // check makes sure that everything that a manifest names is there.
@@ -193,20 +271,13 @@ func (w *walker) check(ctx context.Context, m *manifest) error {
 	if err := w.open(ctx, m); err != nil {
 		return err
 	}
-	for i, d := range append([]ocispec.Descriptor{m.doc.Config}, m.doc.Layers...) {
-		what := "config"
-		if i > 0 {
-			what = fmt.Sprintf("layer %d", i)
-		}
-		if err := d.Digest.Validate(); err != nil {
-			return invalid("manifest %s: %s has the digest %q: %v", m.desc.Digest, what, d.Digest, err)
-		}
+	for i, d := range m.parts() {
 		info, err := w.blobs.Info(ctx, d.Digest)
 		if err != nil {
-			return missing(what, d.Digest, m.desc.Digest, err)
+			return missing(part(i), d.Digest, m.desc.Digest, err)
 		}
 		if info.Size != d.Size {
-			return invalid("manifest %s: %s %s has %d bytes, the manifest says %d", m.desc.Digest, what, d.Digest, info.Size, d.Size)
+			return invalid("manifest %s: %s %s has %d bytes, the manifest says %d", m.desc.Digest, part(i), d.Digest, info.Size, d.Size)
 		}
 	}
 	return nil
@@ -222,7 +293,10 @@ func missing(what string, d, parent digest.Digest, err error) error {
 
 // read reads an index or manifest. A document that could be taken for both is
 // refused: two programs would see two images (CVE-2021-41190).
-func (w *walker) read(ctx context.Context, what string, d ocispec.Descriptor, into any) error {
+func (w *walker) read(ctx context.Context, what string, d ocispec.Descriptor, parent digest.Digest, into any) error {
+	if err := w.bring(ctx, d, parent); err != nil {
+		return fmt.Errorf("%s %s: %w", what, d.Digest, err)
+	}
 	data, err := readDocument(ctx, w.blobs, what, d)
 	if err != nil {
 		return err

@@ -41,6 +41,32 @@ func (db *DB) Snapshotter(s Scope, name string) (*Snapshots, error) {
 // Snapshotters lists the names of the drivers, sorted.
 func (db *DB) Snapshotters() []string { return slices.Sorted(maps.Keys(db.drivers)) }
 
+// Rebases tells whether a layer that was prepared without a parent can take one on
+// at its commit: then layers can be laid down before those below them are there.
+func (s *Snapshots) Rebases() bool { return s.driver.rebase }
+
+// Below gives mounts that show the committed snapshot of that name, read-only, as a
+// view of it would, without making one: they are good as long as something else
+// keeps the snapshot. NotFound; Unimplemented where the driver's layers do not stand
+// by themselves.
+func (s *Snapshots) Below(name string) ([]mount.Mount, error) {
+	if err := s.check("snapshot name", name); err != nil {
+		return nil, err
+	}
+	if !s.driver.rebase {
+		return nil, fmt.Errorf("layers of snapshotter %q have no directories of their own: %w", s.driver.name, errdefs.ErrNotImplemented)
+	}
+	var ids []snapshots.ID
+	err := s.db.View(func(tx *Tx) (err error) {
+		ids, err = s.tree(tx).Ancestry(name)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.driver.Mounts(0, ids, snapshots.CreateOptions{Kind: snapshots.View})
+}
+
 // resource is the type of this snapshotter's snapshots in leases.
 func (s *Snapshots) resource() string { return resourceSnapshots + s.driver.name }
 

@@ -217,6 +217,17 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return w.ingest.Write(p)
 }
 
+// Open opens the bytes for reading while they come, see content.Ingest.
+func (w *Writer) Open(ctx context.Context) (content.Reader, error) {
+	if err := w.usable(); err != nil {
+		return nil, err
+	}
+	if w.borrowed != nil {
+		return w.blobs.db.content.Open(ctx, w.borrowed.Digest)
+	}
+	return w.ingest.Open()
+}
+
 // Truncate drops all bytes after size, which is not beyond the end.
 func (w *Writer) Truncate(size int64) error {
 	if err := w.usable(); err != nil {

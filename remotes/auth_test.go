@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/internal/leak"
+	"github.com/berthd/berth/internal/testregistry"
 	"github.com/containerd/errdefs"
 )
 
@@ -209,7 +210,7 @@ func TestRealms(t *testing.T) {
 // are, not even if it asks.
 func TestRedirectLosesSecrets(t *testing.T) {
 	leak.CheckProcess(t)
-	made := makeKeys(t, t.TempDir())
+	made := testregistry.MakeKeys(t, t.TempDir())
 	data := []byte("the blob")
 	for _, asks := range []bool{false, true} {
 		var told atomic.Value
@@ -254,10 +255,10 @@ func TestRedirectLosesSecrets(t *testing.T) {
 
 // loseKey is a registry that knows us by our certificate and sends us to another
 // host, once by https and once by http.
-func loseKey(t *testing.T, made keys, data []byte) {
+func loseKey(t *testing.T, made testregistry.Keys, data []byte) {
 	listen := func(want bool, handler http.HandlerFunc) string {
 		s := httptest.NewUnstartedServer(handler)
-		keys, _, err := loadKeys(Host{URL: &url.URL{}, TLS: &TLS{CAs: []string{made.ca}, Pairs: [][2]string{{made.cert, made.key}}}})
+		keys, _, err := loadKeys(Host{URL: &url.URL{}, TLS: &TLS{CAs: []string{made.CA}, Pairs: [][2]string{{made.Cert, made.Key}}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -285,7 +286,7 @@ func loseKey(t *testing.T, made keys, data []byte) {
 		http.Redirect(w, r, to, http.StatusTemporaryRedirect)
 	})
 	certs := t.TempDir()
-	for from, to := range map[string]string{made.ca: "ca.crt", made.cert: "me.cert", made.key: "me.key"} {
+	for from, to := range map[string]string{made.CA: "ca.crt", made.Cert: "me.cert", made.Key: "me.key"} {
 		text, err := os.ReadFile(from)
 		if err != nil {
 			t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/internal/leak"
+	"github.com/berthd/berth/internal/testregistry"
 	"github.com/containerd/errdefs"
 )
 
@@ -246,15 +247,15 @@ func FuzzManifest(f *testing.F) {
 // TestKeys says which key file is wrong, and takes a changed one at once.
 func TestKeys(t *testing.T) {
 	leak.CheckProcess(t)
-	made, others := makeKeys(t, t.TempDir()), makeKeys(t, t.TempDir())
-	host := startRegistry(t, false, &made)
+	made, others := testregistry.MakeKeys(t, t.TempDir()), testregistry.MakeKeys(t, t.TempDir())
+	host := testregistry.Start(t, false, &made)
 	certs := t.TempDir()
 	at := filepath.Join(certs, host)
 	client := quick(t, Config{HostsDir: certs})
 	for text, want := range map[string]string{
 		"ca = 'none.pem'": "none.pem: no such file",
 		"ca = 'text.pem'": "text.pem has no certificate",
-		fmt.Sprintf("client = [['%s', '%s']]", made.cert, others.key): "certificate " + made.cert,
+		fmt.Sprintf("client = [['%s', '%s']]", made.Cert, others.Key): "certificate " + made.Cert,
 	} {
 		write(t, filepath.Join(at, "text.pem"), "text")
 		write(t, filepath.Join(at, hostsFile), text)
@@ -268,7 +269,7 @@ func TestKeys(t *testing.T) {
 	for _, c := range []struct {
 		ca   string
 		kind func(error) bool
-	}{{others.ca, errdefs.IsFailedPrecondition}, {made.ca, errdefs.IsNotFound}, {others.ca, errdefs.IsFailedPrecondition}} {
+	}{{others.CA, errdefs.IsFailedPrecondition}, {made.CA, errdefs.IsNotFound}, {others.CA, errdefs.IsFailedPrecondition}} {
 		data, err := os.ReadFile(c.ca)
 		if err != nil {
 			t.Fatal(err)

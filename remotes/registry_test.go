@@ -3,20 +3,11 @@ package remotes
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,6 +15,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/internal/leak"
+	"github.com/berthd/berth/internal/testregistry"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
@@ -31,125 +23,9 @@ import (
 )
 
 const (
-	testUser     = "ali"
-	testPassword = "open:sesame"
-	// testHash is htpasswd's bcrypt of the password.
-	testHash = "$2y$05$abcdefghijklmnopqrstuubMHTpw5uKdtLGvKw5uzYhbpqtktcY3."
+	testUser     = testregistry.User
+	testPassword = testregistry.Password
 )
-
-// keys are a certificate authority of the test's own, and a server's certificate by
-// it, in files of dir.
-type keys struct{ ca, cert, key string }
-
-func makeKeys(t *testing.T, dir string) keys {
-	t.Helper()
-	write := func(name, kind string, der []byte) string {
-		at := filepath.Join(dir, name)
-		if err := os.WriteFile(at, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return at
-	}
-	pair := func() *ecdsa.PrivateKey {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key
-	}
-	authority, server := pair(), pair()
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &authority.PublicKey, authority)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, &server.PublicKey, authority)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keys{write("ca.pem", "CERTIFICATE", caDER), write("server.pem", "CERTIFICATE", der), write("server-key.pem", "EC PRIVATE KEY", keyDER)}
-}
-
-// startRegistry runs Debian's docker-registry on this machine and returns its host.
-func startRegistry(t *testing.T, password bool, tls *keys) string {
-	t.Helper()
-	program, err := exec.LookPath("docker-registry")
-	if err != nil {
-		program, err = exec.LookPath("../.tools/debian/usr/bin/docker-registry")
-	}
-	if err != nil {
-		t.Skip("docker-registry is not installed; scripts/deps.sh test installs it")
-	}
-	dir := t.TempDir()
-	for range 5 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := l.Addr().String()
-		l.Close()
-		config := fmt.Sprintf("version: 0.1\nlog: {level: warn}\nstorage:\n  filesystem: {rootdirectory: %s}\n  delete: {enabled: true}\nhttp:\n  addr: %s\n", dir, addr)
-		if tls != nil {
-			config += fmt.Sprintf("  tls: {certificate: %s, key: %s}\n", tls.cert, tls.key)
-		}
-		if password {
-			file := filepath.Join(dir, "htpasswd")
-			if err := os.WriteFile(file, []byte(testUser+":"+testHash+"\n"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			config += fmt.Sprintf("auth:\n  htpasswd: {realm: test, path: %s}\n", file)
-		}
-		file := filepath.Join(dir, "config.yml")
-		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		var log bytes.Buffer
-		cmd := exec.Command(program, "serve", file)
-		cmd.Stdout, cmd.Stderr = &log, &log
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan struct{})
-		go func() { cmd.Wait(); close(ended) }()
-		if listens(addr, ended) {
-			t.Cleanup(func() {
-				cmd.Process.Kill()
-				<-ended
-				if t.Failed() {
-					t.Logf("docker-registry: %s", log.String())
-				}
-			})
-			return addr
-		}
-		cmd.Process.Kill()
-		<-ended
-		t.Logf("docker-registry at %s: %s", addr, log.String())
-	}
-	t.Fatal("docker-registry does not start")
-	return ""
-}
-
-// listens waits until somebody listens at an address.
-func listens(addr string, ended <-chan struct{}) bool {
-	for {
-		conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
-		if err == nil {
-			conn.Close()
-			return true
-		}
-		select {
-		case <-ended:
-			return false
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
 
 // quick is a client whose patience is for tests.
 func quick(t *testing.T, config Config) *Client {
@@ -223,16 +99,16 @@ func pushImage(t *testing.T, r *Repository, blobs [][]byte, desc ocispec.Descrip
 func TestRegistry(t *testing.T) {
 	leak.CheckProcess(t)
 	dir := t.TempDir()
-	made := makeKeys(t, dir)
+	made := testregistry.MakeKeys(t, dir)
 	for name, c := range map[string]struct {
 		password bool
-		tls      *keys
+		tls      *testregistry.Keys
 	}{"plain": {}, "password": {password: true}, "TLS": {tls: &made}, "TLS and password": {true, &made}} {
 		t.Run(name, func(t *testing.T) {
-			host := startRegistry(t, c.password, c.tls)
+			host := testregistry.Start(t, c.password, c.tls)
 			certs := t.TempDir()
 			if c.tls != nil {
-				data, err := os.ReadFile(made.ca)
+				data, err := os.ReadFile(made.CA)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -360,9 +236,9 @@ func refuses(t *testing.T, client *Client, host string) {
 // no https, and one that isn't there: the error says what to do.
 func TestUntrusted(t *testing.T) {
 	leak.CheckProcess(t)
-	made := makeKeys(t, t.TempDir())
-	secure := startRegistry(t, false, &made)
-	plain := startRegistry(t, false, nil)
+	made := testregistry.MakeKeys(t, t.TempDir())
+	secure := testregistry.Start(t, false, &made)
+	plain := testregistry.Start(t, false, nil)
 	certs := t.TempDir()
 	write(t, filepath.Join(certs, secure, hostsFile), fmt.Sprintf("server = 'https://%s'\n", secure))
 	write(t, filepath.Join(certs, plain, hostsFile), fmt.Sprintf("server = 'https://%s'\n", plain))
@@ -387,7 +263,7 @@ func TestUntrusted(t *testing.T) {
 // for what they lack.
 func TestMirrors(t *testing.T) {
 	leak.CheckProcess(t)
-	mirror, main := startRegistry(t, false, nil), startRegistry(t, false, nil)
+	mirror, main := testregistry.Start(t, false, nil), testregistry.Start(t, false, nil)
 	certs := t.TempDir()
 	write(t, filepath.Join(certs, "registry.example", hostsFile), fmt.Sprintf(
 		"server = 'http://%s'\n[host.'http://127.0.0.1:1']\ncapabilities = ['pull']\n[host.'http://%s']\ncapabilities = ['pull']\n", main, mirror))

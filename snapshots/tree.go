@@ -119,6 +119,19 @@ func (t Tree) Create(row Row, parents []ID) error {
 	return t.Rows.Put(&row)
 }
 
+// Ancestry gives the numbers of the committed snapshot of that name and its
+// ancestors, nearest first. NotFound; FailedPrecondition if it is not committed.
+func (t Tree) Ancestry(name string) ([]ID, error) {
+	row, err := t.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if row.Kind != Committed {
+		return nil, fmt.Errorf("snapshot %q is %s, not committed: %w", name, row.Kind, errdefs.ErrFailedPrecondition)
+	}
+	return t.chain(name)
+}
+
 // Mountable gives the row of an active or viewed snapshot and its ancestors'
 // numbers, nearest first. NotFound; FailedPrecondition for a committed one.
 func (t Tree) Mountable(key string) (*Row, []ID, error) {

@@ -33,6 +33,10 @@ type Options struct {
 	// Without them directories that the layer does not bring are made with
 	// mode 0755, and every whiteout is made whether it hides anything or not.
 	Lower []string
+	// WaitLower gives those directories instead of Lower, for a layer that is laid
+	// down while the ones below it are not there yet. It is called once, when
+	// something depends on them, if anything does, and may block.
+	WaitLower func() ([]string, error)
 	// UserNS is for a process in a user namespace: device nodes and extended
 	// attributes that only the initial namespace may set are left out, and
 	// overlayfs's attributes are those of its option userxattr.
@@ -126,7 +130,7 @@ func newApplier(ctx context.Context, root string, o Options) (*applier, error) {
 		a.brought = map[mark]struct{}{}
 	}
 	if err == nil {
-		a.below, err = openBelow(o.Lower, a.opaqueName())
+		a.below, err = openBelow(o, a.opaqueName())
 	}
 	if err != nil {
 		return nil, errors.Join(err, a.close())

@@ -12,6 +12,10 @@ import (
 // below are the directories under an upper one, as overlayfs stacks them.
 // Nothing in them is changed.
 type below struct {
+	// wait gives the directories once something of them is asked for; nil if they
+	// were given, or are known by now.
+	wait   func() ([]string, error)
+	failed error // of wait
 	roots  []int // nearest first
 	opaque string
 }
@@ -25,17 +29,48 @@ type entry struct {
 
 func (e *entry) close() error { return os.NewSyscallError("close", unix.Close(e.dir)) }
 
-func openBelow(lower []string, opaque string) (*below, error) {
-	b := &below{opaque: opaque}
-	for _, path := range lower {
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open lower directory %q: %w", path, err), b.close())
-		}
-		b.roots = append(b.roots, fd)
+// openBelow opens what is below as o says, or leaves that for later.
+func openBelow(o Options, opaque string) (*below, error) {
+	b := &below{opaque: opaque, wait: o.WaitLower}
+	if o.WaitLower != nil {
+		return b, nil
+	}
+	if err := b.open(o.Lower); err != nil {
+		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
 }
+
+func (b *below) open(lower []string) error {
+	for _, path := range lower {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open lower directory %q: %w", path, err)
+		}
+		b.roots = append(b.roots, fd)
+	}
+	return nil
+}
+
+// ready makes sure that the directories are known, and waits for them if need be.
+func (b *below) ready() error {
+	if b.wait == nil || b.failed != nil {
+		return b.failed
+	}
+	lower, err := b.wait()
+	if err == nil {
+		err = b.open(lower)
+	}
+	if err != nil {
+		b.failed = err
+		return err
+	}
+	b.wait = nil
+	return nil
+}
+
+// may tells whether there may be something below, and does not wait to know.
+func (b *below) may() bool { return b.wait != nil || len(b.roots) > 0 }
 
 func (b *below) close() error {
 	if b == nil {
@@ -94,6 +129,9 @@ func lookIn(dirs []int, base string) (*entry, error) {
 // merged opens the directories that overlayfs would merge at place, nearest
 // first; none if none shows there.
 func (b *below) merged(place string) ([]int, error) {
+	if err := b.ready(); err != nil {
+		return nil, err
+	}
 	var dirs []int
 	for _, root := range b.roots {
 		fd, last, err := b.descend(root, place)
@@ -167,6 +205,9 @@ type shown struct {
 
 // isBelow tells whether base shows in parent because a layer below has it.
 func (a *applier) isBelow(parent *dir, base string) (bool, error) {
+	if err := a.below.ready(); err != nil {
+		return false, err
+	}
 	if len(a.below.roots) == 0 {
 		return true, nil // not known
 	}

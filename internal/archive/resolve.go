@@ -203,7 +203,7 @@ func (w *walk) enter(place, base string) error {
 	if err := w.a.open.release(old); err != nil {
 		return err
 	}
-	if len(w.a.below.roots) > 0 && !w.cut {
+	if w.a.below.may() && !w.cut {
 		w.cut, err = hasXattr(d.fd, w.a.opaqueName())
 	}
 	return err

@@ -155,6 +155,9 @@ func (a *applier) hide(at, base string) (err error) {
 // hiding gives the directory in which something is to be hidden; nil if there
 // is no such directory.
 func (a *applier) hiding(at string) (*dir, error) {
+	if err := a.below.ready(); err != nil {
+		return nil, err
+	}
 	unknown := a.o.Overlay && len(a.below.roots) == 0
 	d, err := a.directoryAt(at, unknown)
 	if errors.Is(err, errAbsent) || errors.Is(err, errNotDir) {

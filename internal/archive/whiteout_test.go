@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,6 +69,37 @@ func eachForm(t *testing.T, layers [][]item, check func(t *testing.T, root strin
 			below = append([]string{upper}, below...)
 		}
 		check(t, merge(t, below[1:], below[0]))
+	})
+	t.Run("before what is below", func(t *testing.T) {
+		// The top layer is begun first; those below it come when they are waited for,
+		// or afterwards.
+		uppers, done := make([]string, len(layers)), make([]bool, len(layers))
+		for i := range layers {
+			uppers[i] = t.TempDir()
+		}
+		under := func(i int) []string {
+			below := slices.Clone(uppers[:i])
+			slices.Reverse(below)
+			return below
+		}
+		var lay func(i int)
+		lay = func(i int) {
+			if done[i] {
+				return
+			}
+			done[i] = true
+			mustApply(t, uppers[i], Options{Overlay: true, WaitLower: func() ([]string, error) {
+				for j := range i {
+					lay(j)
+				}
+				return under(i), nil
+			}}, layers[i]...)
+		}
+		for i := range layers {
+			lay(len(layers) - 1 - i)
+		}
+		top := len(layers) - 1
+		check(t, merge(t, under(top), uppers[top]))
 	})
 	t.Run("one upper", func(t *testing.T) {
 		// Several layers in one upper directory.

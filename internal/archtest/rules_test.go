@@ -27,6 +27,7 @@ var sideways = []struct{ from, to, reason string }{
 	{"./protobuf", "./internal/...", "a tool among tools"},
 	{"./internal/...", "./protobuf", "a tool among tools"},
 	{"./snapshots/...", "./snapshots", "drivers and their suite implement what it declares"},
+	{"./snapshots/proxytest", "./snapshots/...", "it stands on the suite"},
 	{"./content/...", "./content", "the suite tests what it declares"},
 	{"./remotes/...", "./remotes", "where credentials are kept is a part of the way to registries"},
 }
@@ -94,9 +95,9 @@ var never = []struct {
 // testOnly are packages that exist to be imported by tests. Rules on what gets
 // into programs don't hold for them, and programs don't import them.
 var testOnly = []string{
-	"./internal/leak", "./internal/archtest", "./internal/testimage/...", "./internal/powercut",
+	"./internal/leak", "./internal/archtest", "./internal/testimage/...", "./internal/testregistry", "./internal/powercut",
 	"./client/fakedaemon",
-	"./content/contenttest", "./snapshots/snapshottest",
+	"./content/contenttest", "./snapshots/snapshottest", "./snapshots/proxytest",
 }
 
 // only lists packages that few may import directly.
@@ -114,11 +115,11 @@ var only = []struct {
 	{
 		what:   []string{"google.golang.org/grpc/..."},
 		except: []string{"google.golang.org/grpc/codes", "google.golang.org/grpc/status"},
-		by:     []string{"./api/...", "./services/...", "./client/...", "./cri/...", "./snapshots/proxy", "./cmd/..."},
+		by:     []string{"./api/...", "./services/...", "./client/...", "./cri/...", "./snapshots/proxy", "./snapshots/proxytest", "./cmd/..."},
 		reason: "gRPC is a surface; what is below speaks Go and wire messages",
 	},
 	{
-		what:   []string{"./snapshots/overlay", "./snapshots/native", "./snapshots/proxy"},
+		what:   []string{"./snapshots/overlay", "./snapshots/native", "./snapshots/erofs", "./snapshots/proxy"},
 		by:     []string{"./cmd/berthd"},
 		reason: "drivers are chosen where the object graph is built; all else knows the interface",
 	},

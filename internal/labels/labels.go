@@ -60,6 +60,10 @@ const (
 // the daemon.
 const Import = "io.berth.import"
 
+// Pull marks a lease of the daemon's own that keeps what a pull has fetched, also
+// when the way to the registry fails; its value is the name of the image.
+const Pull = "io.berth.pull"
+
 // Labels of content.
 const (
 	Uncompressed       = "containerd.io/uncompressed"         // digest of the uncompressed layer, its diff id
