@@ -19,6 +19,7 @@ import (
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/internal/version"
 	"github.com/berthd/berth/metadata"
+	"github.com/berthd/berth/remotes"
 	"github.com/berthd/berth/restart"
 	"github.com/berthd/berth/runtime"
 	"github.com/berthd/berth/services"
@@ -87,6 +88,8 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 		Store: &countedStore{st.db, metrics}, Log: log, StartupDelay: cfg.GC.StartupDelay.Duration,
 		Delay: cfg.GC.ScheduleDelay.Duration, Budget: cfg.GC.PauseThreshold,
 	}
+	registries := remotes.New(remotes.Config{HostsDir: cfg.Registry.HostsDir, UserAgent: "berth/" + version.Build().Version})
+	p.opened(closing(registries.Close))
 	store := &images.Store{DB: st.db, Platform: platforms.DefaultSpec(), Snapshotter: st.drivers.standard(cfg.Snapshotter), Log: log}
 	if err := store.Sweep(ctx); err != nil {
 		log.Warn("what imports have left that were cut off stays for a day", "error", err)
@@ -96,7 +99,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 
 	// Surface: the services.
 	p.server, err = services.New(services.Config{
-		DB: st.db, Tasks: tasks, Journal: st.journal, Images: store, Logs: st.output,
+		DB: st.db, Tasks: tasks, Journal: st.journal, Images: store, Remotes: registries, Logs: st.output,
 		Collect: collector.Collect, Failing: failing(keeper), RuntimeInfo: runtimes.info, Layout: p.layout(st.drivers),
 		UUID: st.uuid, Build: version.Build(), Log: log, Metrics: metrics, Drain: cfg.Deadlines.Drain.Duration,
 	})

@@ -38,6 +38,15 @@ type part struct {
 	run  func(ctx context.Context) error
 }
 
+// closing is a closer that never fails.
+type closing func()
+
+// Close implements io.Closer.
+func (c closing) Close() error {
+	c()
+	return nil
+}
+
 // opened notes what close has to close.
 func (p *parts) opened(c io.Closer) { p.closers = append(p.closers, c) }
 

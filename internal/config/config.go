@@ -23,6 +23,7 @@ type Config struct {
 	Sharing     string   `toml:"content_sharing" comment:"shared: namespaces share blobs they know the digest of; isolated: each has to bring the bytes."`
 	GRPC        GRPC     `toml:"grpc"`
 	Runtime     Runtime  `toml:"runtime"`
+	Registry    Registry `toml:"registry"`
 	Log         Log      `toml:"log"`
 	Debug       Endpoint `toml:"debug" comment:"pprof on a unix socket; empty: not served."`
 	Metrics     Endpoint `toml:"metrics" comment:"Prometheus at /v1/metrics on a TCP address (host:port) or a unix socket (a path); empty: not served."`
@@ -42,6 +43,11 @@ type GRPC struct {
 // Runtime says how containers are run.
 type Runtime struct {
 	Binary string `toml:"binary" comment:"OCI runtime for tasks that name none: a name in PATH or a path."`
+}
+
+// Registry says how registries are reached.
+type Registry struct {
+	HostsDir string `toml:"hosts_dir" comment:"Directory with one for each registry: hosts.toml or certificates, as containerd and docker have it. It need not exist; empty: none."`
 }
 
 // Log says what the daemon writes on standard error.
@@ -92,11 +98,12 @@ const (
 // Default is the configuration without a file.
 func Default() Config {
 	return Config{
-		Root:    "/var/lib/berth",
-		State:   "/run/berth",
-		Sharing: Shared,
-		Runtime: Runtime{Binary: "runc"},
-		Log:     Log{Level: "info", Format: "text"},
+		Root:     "/var/lib/berth",
+		State:    "/run/berth",
+		Sharing:  Shared,
+		Runtime:  Runtime{Binary: "runc"},
+		Registry: Registry{HostsDir: "/etc/berth/certs.d"},
+		Log:      Log{Level: "info", Format: "text"},
 		GC: GC{
 			StartupDelay:   Duration{100 * time.Millisecond},
 			ScheduleDelay:  Duration{100 * time.Millisecond},
