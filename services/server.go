@@ -30,6 +30,7 @@ import (
 	"github.com/berthd/berth/api/services/namespaces/v1/namespacesgrpc"
 	"github.com/berthd/berth/api/services/sandbox/v1/sandboxgrpc"
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
+	"github.com/berthd/berth/api/services/streaming/v1/streaminggrpc"
 	"github.com/berthd/berth/api/services/tasks/v1/tasksgrpc"
 	"github.com/berthd/berth/api/services/version/v1/versiongrpc"
 	"github.com/berthd/berth/api/types"
@@ -39,7 +40,6 @@ import (
 	"github.com/berthd/berth/internal/obs"
 	build "github.com/berthd/berth/internal/version"
 	"github.com/berthd/berth/metadata"
-	"github.com/berthd/berth/remotes"
 	"github.com/berthd/berth/runtime"
 )
 
@@ -56,7 +56,6 @@ type Config struct {
 	Tasks   *runtime.Tasks
 	Journal *events.Journal
 	Images  *images.Store
-	Remotes *remotes.Client
 	Logs    *logs.Store
 	// Collect runs a garbage collection that starts after the call, and waits
 	// for it.
@@ -99,7 +98,7 @@ func New(c Config) (*Server, error) {
 		grpc.ConnectionTimeout(20*time.Second), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
-	s.register(c, uint64(pidns.Ino))
+	s.register(c, uint64(pidns.Ino), running)
 	e.known = methods(s.grpc)
 	e.known[forwardMethod] = true
 
@@ -117,8 +116,9 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) register(c Config, pidns uint64) {
-	g := s.grpc
+// register makes the services. Streams that nobody has taken end with running.
+func (s *Server) register(c Config, pidns uint64, running context.Context) {
+	g, open := s.grpc, newStreams(c.DB, running)
 	grpc_health_v1.RegisterHealthServer(g, s.health)
 	versiongrpc.RegisterVersionServer(g, &versionService{build: c.Build})
 	introspectiongrpc.RegisterIntrospectionServer(g, &introspectionService{
@@ -131,6 +131,7 @@ func (s *Server) register(c Config, pidns uint64) {
 	contentgrpc.RegisterContentServer(g, &contentService{db: c.DB})
 	imagesgrpc.RegisterImagesServer(g, &imageService{db: c.DB, collect: c.Collect})
 	snapshotsgrpc.RegisterSnapshotsServer(g, &snapshotService{db: c.DB})
+	streaminggrpc.RegisterStreamingServer(g, open)
 	diffgrpc.RegisterDiffServer(g, &diffService{db: c.DB})
 	leasesgrpc.RegisterLeasesServer(g, &leaseService{db: c.DB, collect: c.Collect})
 	eventsgrpc.RegisterEventsServer(g, &eventService{journal: c.Journal, forward: c.Tasks.Forwarded})

@@ -9,9 +9,8 @@ import (
 // unserved lists the services of the interface that this version has no code
 // for, with what a client can do instead.
 var unserved = map[string]string{
-	"containerd.services.transfer.v1.Transfer":   "write the content and create the image with their own services, or import an archive with berth images import",
-	"containerd.services.streaming.v1.Streaming": "only transfers and sandboxes need streams",
-	"containerd.services.mounts.v1.Mounts":       "mount on the client's side",
+	"containerd.services.transfer.v1.Transfer": "write the content and create the image with their own services, or import an archive with berth images import",
+	"containerd.services.mounts.v1.Mounts":     "mount on the client's side",
 }
 
 // unknown answers the methods of every service that is not registered.
