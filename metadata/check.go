@@ -13,9 +13,11 @@ import (
 	"github.com/berthd/berth/snapshots"
 )
 
-// CheckOptions say how deep a check goes.
+// CheckOptions say how deep a check goes, and what it does about what it finds.
 type CheckOptions struct {
-	ReadContent bool // read every blob and compare it with its digest
+	ReadContent bool    // read every blob and compare it with its digest
+	References  bool    // also tell what refers to what is gone
+	Repair      *Repair // nil: only look
 }
 
 // Problem is one thing that is not as it has to be.
@@ -24,7 +26,16 @@ type Problem struct {
 	Namespace string // of the row; empty where there is none
 	Object    string // digest, key or name
 	Text      string // what is wrong with it
+	Repaired  string // what was done about it; empty while it is open
+	Failed    string // why it could not be repaired; empty if nobody tried
+	Note      bool   // worth knowing, and no damage: a reference that may dangle
+
+	fix fix // nil: nothing can be done
 }
+
+// fix puts a problem right and says in words what it did. It looks again first:
+// the problem may be gone.
+type fix func(ctx context.Context) (done string, err error)
 
 // String is the problem in one line.
 func (p Problem) String() string {
@@ -36,40 +47,64 @@ func (p Problem) String() string {
 
 // check is one run of Check.
 type check struct {
-	db    *DB
-	ctx   context.Context
-	yield func(Problem) bool
-	found []Problem // and not handed out yet
-	ended bool      // nobody wants more
+	db      *DB
+	ctx     context.Context
+	options CheckOptions
+	yield   func(Problem) bool
+	found   []Problem // and not handed out yet
+	ended   bool      // nobody wants more
+	saved   bool      // the database as it was before the first repair
 }
 
-// report notes a problem. Who takes it may be slow, so it is handed out later,
-// when no transaction is open.
+// report notes a problem that nothing can be done about. Who takes it may be
+// slow, so it is handed out later, when no transaction is open.
 func (c *check) report(kind, ns, object, format string, args ...any) {
-	c.found = append(c.found, Problem{kind, ns, short(object), fmt.Sprintf(format, args...)})
+	c.broken(nil, kind, ns, object, format, args...)
 }
 
-// handOut hands out what was found, and tells whether to go on.
+// broken notes a problem and what puts it right.
+func (c *check) broken(how fix, kind, ns, object, format string, args ...any) {
+	c.found = append(c.found, Problem{
+		Kind: kind, Namespace: ns, Object: short(object), Text: fmt.Sprintf(format, args...), fix: how,
+	})
+}
+
+// handOut hands out what was found, repaired if that is wanted, and tells
+// whether to go on.
 func (c *check) handOut() bool {
-	for _, p := range c.found {
-		if !c.ended && !c.yield(p) {
+	found := c.found
+	c.found = nil
+	for _, p := range found {
+		if c.ended {
+			break
+		}
+		if c.options.Repair != nil && !p.Note {
+			c.repair(&p)
+		}
+		if !c.yield(p) {
 			c.ended = true
 		}
 	}
-	c.found = nil
 	return !c.ended
 }
 
 // Check compares rows with each other and with what is on disk, in both
 // directions, while all goes on. What is on its way, there or away, is no
 // problem, nor are references that may dangle: of a lease, an image, a
-// container or a label.
+// container or a label; those are noted if asked for.
+//
+// Who has it repair keeps collections off meanwhile, with HoldCollections.
 func (db *DB) Check(ctx context.Context, o CheckOptions) iter.Seq[Problem] {
 	return func(yield func(Problem) bool) {
-		c := &check{db: db, ctx: ctx, yield: yield}
-		steps := []func() error{c.rows, c.blobs, c.strayBlobs, c.ingests, c.directories}
+		c := &check{db: db, ctx: ctx, options: o, yield: yield}
+		// Bytes come before what is unpacked from them.
+		steps := []func() error{c.rows, c.blobs}
 		if o.ReadContent {
 			steps = append(steps, c.read)
+		}
+		steps = append(steps, c.tree, c.strayBlobs, c.ingests, c.directories, c.strays)
+		if o.References {
+			steps = append(steps, c.references)
 		}
 		for _, step := range steps {
 			if err := step(); err != nil {
@@ -93,7 +128,7 @@ func (c *check) rows() error {
 	return c.db.View(func(tx *Tx) error {
 		for key, value := range tx.scan(namespacesBucket, "") {
 			if err := proto.Unmarshal(value, &namespaces.Namespace{}); err != nil {
-				c.report("database", "", string(key), "the row of this namespace can't be read: %v", err)
+				c.broken(c.renewNamespace(string(key)), "database", "", string(key), "the row of this namespace can't be read: %v", err)
 			}
 		}
 		for bucket, empty := range map[string]func() proto.Message{
@@ -110,9 +145,16 @@ func (c *check) rows() error {
 		for key := range tx.scan(heldBucket, "") {
 			ns, rest, _ := cut(string(key))
 			if lease, _, _ := cut(rest); !leaseTable.Has(tx, ns, lease) {
-				c.report("lease", ns, lease, "it holds something, but does not exist")
+				c.broken(c.dropRow(heldBucket, key, nil), "lease", ns, lease, "it holds something, but does not exist")
 			}
 		}
+		return nil
+	})
+}
+
+// tree looks at the rows of snapshots as the tree that they are.
+func (c *check) tree() error {
+	return c.db.View(func(tx *Tx) error {
 		c.parents(tx)
 		return nil
 	})
@@ -124,14 +166,18 @@ func (c *check) table(tx *Tx, bucket string, empty func() proto.Message) {
 	for key, value := range tx.scan(bucket, "") {
 		ns, rest, ok := cut(string(key))
 		if !ok {
-			c.report("database", "", string(key), "a key of bucket %q has no namespace", bucket)
+			c.broken(c.dropRow(bucket, key, value), "database", "", string(key), "a key of bucket %q has no namespace", bucket)
 			continue
 		}
 		if tx.bolt.Bucket([]byte(namespacesBucket)).Get([]byte(ns)) == nil {
-			c.report(kinds[bucket], ns, named(rest), "its namespace has no row")
+			c.broken(c.renewNamespace(ns), kinds[bucket], ns, named(rest), "its namespace has no row")
 		}
 		if err := proto.Unmarshal(value, empty()); err != nil {
-			c.report(kinds[bucket], ns, named(rest), "its row can't be read: %v", err)
+			how := c.dropRow(bucket, key, value)
+			if bucket == blobTable.bucket {
+				how = c.renewBlob(ns, rest, how)
+			}
+			c.broken(how, kinds[bucket], ns, named(rest), "its row can't be read: %v", err)
 		}
 	}
 }
@@ -162,20 +208,20 @@ func (c *check) parents(tx *Tx) {
 		}
 		entry := path(ns, snapshotter, row.Parent, name)
 		if !index[entry] {
-			c.report("snapshot", ns, name, "it is missing from the children of %q", short(row.Parent))
+			c.broken(c.addChild(entry), "snapshot", ns, name, "it is missing from the children of %q", short(row.Parent))
 		}
 		delete(index, entry)
 		parent, err := treeRows{tx, ns, snapshotter}.Get(row.Parent)
 		switch {
 		case err != nil:
 		case parent == nil:
-			c.report("snapshot", ns, name, "its parent %q does not exist", short(row.Parent))
+			c.broken(c.remakeParent(ns, snapshotter, name, row.Parent), "snapshot", ns, name, "its parent %q does not exist", short(row.Parent))
 		case parent.Kind != snapshots.Committed:
 			c.report("snapshot", ns, name, "its parent %q is %s, not committed", short(row.Parent), parent.Kind)
 		}
 	}
 	for entry := range index {
 		parts := strings.SplitN(entry, separator, 4)
-		c.report("snapshot", parts[0], named(entry), "it is counted as a child, but is none")
+		c.broken(c.dropRow(childrenBucket, []byte(entry), nil), "snapshot", parts[0], named(entry), "it is counted as a child, but is none")
 	}
 }

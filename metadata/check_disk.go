@@ -7,8 +7,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-
-	"github.com/berthd/berth/snapshots"
 )
 
 // blobRow is what a check remembers of one.
@@ -18,7 +16,9 @@ type blobRow struct {
 	size   int64
 }
 
-func (c *check) blobRows() ([]blobRow, error) {
+// blobRows lists the rows of blobs. What is wrong with them is reported the
+// first time.
+func (c *check) blobRows(again bool) ([]blobRow, error) {
 	var all []blobRow
 	err := c.db.View(func(tx *Tx) error {
 		for key, value := range tx.scan(blobTable.bucket, "") {
@@ -28,7 +28,9 @@ func (c *check) blobRows() ([]blobRow, error) {
 				continue // reported already
 			}
 			if err := digest.Digest(d).Validate(); err != nil {
-				c.report("blob", ns, d, "it is named by no digest: %v", err)
+				if !again {
+					c.broken(c.dropRow(blobTable.bucket, key, value), "blob", ns, d, "it is named by no digest: %v", err)
+				}
 				continue
 			}
 			all = append(all, blobRow{ns, digest.Digest(d), row.Size})
@@ -40,7 +42,7 @@ func (c *check) blobRows() ([]blobRow, error) {
 
 // blobs looks for the bytes of every row.
 func (c *check) blobs() error {
-	all, err := c.blobRows()
+	all, err := c.blobRows(false)
 	if err != nil {
 		return err
 	}
@@ -51,11 +53,11 @@ func (c *check) blobs() error {
 		info, err := c.db.content.Stat(c.ctx, row.digest)
 		switch {
 		case err == nil && info.Size != row.size:
-			c.report("blob", row.ns, row.digest.String(), "it has %d bytes on disk, and %d by its row", info.Size, row.size)
+			c.broken(c.mendBlob(row.digest), "blob", row.ns, row.digest.String(), "it has %d bytes on disk, and %d by its row", info.Size, row.size)
 		case err == nil:
 		case errors.Is(err, errdefs.ErrNotFound):
 			if c.stillMissing(row) {
-				c.report("blob", row.ns, row.digest.String(), "its bytes are not on disk")
+				c.broken(c.mendBlob(row.digest), "blob", row.ns, row.digest.String(), "its bytes are not on disk")
 			}
 		default:
 			c.report("blob", row.ns, row.digest.String(), "its bytes can't be looked at: %v", err)
@@ -123,7 +125,7 @@ func (c *check) strayBlob(d digest.Digest) error {
 		return err
 	}
 	if _, err := c.db.content.Stat(c.ctx, d); err == nil {
-		c.report("blob", "", d.String(), "its bytes are on disk, but no row names them")
+		c.broken(c.removeStray(d), "blob", "", d.String(), "its bytes are on disk, but no row names them")
 	}
 	return nil
 }
@@ -136,7 +138,7 @@ func (c *check) ingests() error {
 	}
 	for _, i := range lost {
 		if !c.db.ingests.isHeld(i.ns, i.ref) && c.db.hasIngest(i.ns, i.ref, i.backend) {
-			c.report("ingest", i.ns, i.ref, "its bytes are not on disk")
+			c.broken(c.dropIngest(i), "ingest", i.ns, i.ref, "its bytes are not on disk")
 		}
 	}
 	orphans, err := c.db.orphanIngests(c.ctx)
@@ -145,48 +147,7 @@ func (c *check) ingests() error {
 	}
 	for _, backend := range orphans {
 		if _, err := c.db.content.Status(c.ctx, backend); err == nil {
-			c.report("ingest", "", backend, "its bytes are on disk, but no row names them")
-		}
-	}
-	return nil
-}
-
-// directories compares rows and directories of snapshots. Rows of a snapshotter
-// that is not there are left alone.
-func (c *check) directories() error {
-	type place struct {
-		ns, name string
-		id       snapshots.ID
-	}
-	all := map[string][]place{}
-	err := c.db.View(func(tx *Tx) error {
-		return tx.eachSnapshot(func(ns, snapshotter string, row *snapshots.Row) error {
-			all[snapshotter] = append(all[snapshotter], place{ns, row.Name, row.ID})
-			return nil
-		})
-	})
-	if err != nil {
-		return err
-	}
-	for name, d := range c.db.drivers {
-		onDisk := map[snapshots.ID]bool{}
-		for id, err := range d.IDs(c.ctx) {
-			if err != nil {
-				return err
-			}
-			onDisk[id] = true
-		}
-		for _, p := range all[name] {
-			if !onDisk[p.id] && c.db.hasDirectory(name, p.id) {
-				c.report("snapshot", p.ns, p.name, "its directory %s of %s is not there", p.id, name)
-			}
-		}
-		orphans, err := c.db.orphanDirectories(c.ctx, d)
-		if err != nil {
-			return err
-		}
-		for _, id := range orphans {
-			c.report("snapshot", "", id.String(), "this directory of %s has no row", name)
+			c.broken(c.discardIngest(backend), "ingest", "", backend, "its bytes are on disk, but no row names them")
 		}
 	}
 	return nil
@@ -194,7 +155,7 @@ func (c *check) directories() error {
 
 // read compares the bytes of every blob with its digest.
 func (c *check) read() error {
-	all, err := c.blobRows()
+	all, err := c.blobRows(true)
 	if err != nil {
 		return err
 	}
@@ -229,9 +190,9 @@ func (c *check) readBlob(row blobRow) error {
 	case c.ctx.Err() != nil:
 		return c.ctx.Err()
 	case err != nil:
-		c.report("blob", row.ns, row.digest.String(), "it can't be read: %v", err)
+		c.broken(c.mendBlob(row.digest), "blob", row.ns, row.digest.String(), "it can't be read: %v", err)
 	case !verifier.Verified():
-		c.report("blob", row.ns, row.digest.String(), "its bytes have another digest")
+		c.broken(c.mendBlob(row.digest), "blob", row.ns, row.digest.String(), "its bytes have another digest")
 	}
 	return nil
 }

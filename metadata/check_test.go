@@ -120,7 +120,7 @@ func (w *world) damageRows(t *testing.T, expect func(...string), d string) {
 		{"namespaces", "ns", nil, []string{"", "", ""}},
 		{"namespaces", "ns", []byte("\xff"), []string{`database "ns"`}},
 		{"held", "ns\x00ghost\x00content\x00x", []byte{}, []string{`lease "ghost"`}},
-		{"blobs", "ns\x00nodigest", bytesOf(&contentapi.Info{}), []string{"named by no digest", "named by no digest"}},
+		{"blobs", "ns\x00nodigest", bytesOf(&contentapi.Info{}), []string{"named by no digest"}},
 		{"blobs", "ns\x00" + d, nil, []string{"no row names them"}},
 	} {
 		var old []byte

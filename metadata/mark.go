@@ -48,6 +48,11 @@ type marker struct {
 	back  map[node][]node
 	queue []node    // marked, and what they refer to is not yet
 	next  time.Time // when the next lease, image or ingest ends
+
+	// For who asks what keeps what, or what would go without something.
+	at      node          // what is followed just now
+	via     map[node]node // by what each was marked; nil: nobody asks
+	without map[node]bool // roots that are to count as none
 }
 
 func newMarker(now time.Time, held func(ns, ref string) bool) *marker {
@@ -61,6 +66,9 @@ func (m *marker) mark(n node, to level) {
 	}
 	m.marks[n] = to
 	m.queue = append(m.queue, n)
+	if m.via != nil {
+		m.via[n] = m.at
+	}
 }
 
 // again follows n once more, whether marked or not: it has changed.
@@ -88,6 +96,7 @@ func (m *marker) roots(ctx context.Context, tx *Tx) error {
 			}
 			if m.isRoot(n, f) {
 				m.marks[n] = full
+				delete(m.via, n)
 				m.step(tx, n, f)
 			}
 		}
@@ -95,6 +104,7 @@ func (m *marker) roots(ctx context.Context, tx *Tx) error {
 	// By now all back references are known, and what they name may be marked.
 	for named, objects := range m.back {
 		if m.marks[named] == full && tx.row(named) != nil {
+			m.at = named
 			for _, n := range objects {
 				m.mark(n, full)
 			}
@@ -105,6 +115,9 @@ func (m *marker) roots(ctx context.Context, tx *Tx) error {
 
 // isRoot tells whether a row is alive by itself, and notes when that ends.
 func (m *marker) isRoot(n node, f facts) bool {
+	if m.without[n] {
+		return false
+	}
 	switch n.kind {
 	case kindContainer:
 		return true
@@ -152,6 +165,7 @@ func (m *marker) follow(ctx context.Context, tx *Tx) error {
 
 // step marks what one row refers to.
 func (m *marker) step(tx *Tx, n node, f facts) {
+	m.at = n
 	if n.kind == kindLease {
 		m.followLease(tx, n, f)
 		return

@@ -47,6 +47,9 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 		db.cancel()
 		return nil, fmt.Errorf("open database %q: %w", o.Path, err)
 	}
+	if err := db.guard(ctx); err != nil {
+		return fail(err)
+	}
 	if err := db.openFile(); err != nil {
 		return fail(err)
 	}
@@ -147,7 +150,7 @@ func openError(err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	return fmt.Errorf("the file is damaged; put a backup in its place: %w: %w", err, errdefs.ErrDataLoss)
+	return fmt.Errorf("the file is damaged; run `berthd fsck --repair`, which brings back what can be, or put a backup in its place: %w: %w", err, errdefs.ErrDataLoss)
 }
 
 // checkVersion refuses what a newer program wrote.

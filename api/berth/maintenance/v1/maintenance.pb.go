@@ -24,8 +24,16 @@ const (
 // Request of Check.
 type CheckRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Read every blob and compare it with its digest. Slow.
-	ReadContent   bool `protobuf:"varint,1,opt,name=read_content,json=readContent,proto3" json:"read_content,omitempty"`
+	// Read every blob and compare it with its digest, and with images the layers
+	// of images with what they were unpacked from. Slow.
+	ReadContent bool `protobuf:"varint,1,opt,name=read_content,json=readContent,proto3" json:"read_content,omitempty"`
+	// Also look at images, whether each is whole and unpacked, and at references
+	// to what is gone.
+	Images bool `protobuf:"varint,2,opt,name=images,proto3" json:"images,omitempty"`
+	// Put right what can be put right. No collection runs meanwhile.
+	Repair bool `protobuf:"varint,3,opt,name=repair,proto3" json:"repair,omitempty"`
+	// Fetch nothing from registries to repair.
+	NoFetch       bool `protobuf:"varint,4,opt,name=no_fetch,json=noFetch,proto3" json:"no_fetch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -67,6 +75,27 @@ func (x *CheckRequest) GetReadContent() bool {
 	return false
 }
 
+func (x *CheckRequest) GetImages() bool {
+	if x != nil {
+		return x.Images
+	}
+	return false
+}
+
+func (x *CheckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+func (x *CheckRequest) GetNoFetch() bool {
+	if x != nil {
+		return x.NoFetch
+	}
+	return false
+}
+
 // Problem is one thing in the store that is not as it has to be.
 type Problem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -78,7 +107,13 @@ type Problem struct {
 	// Which one: digest, key or name.
 	Object string `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`
 	// What is wrong with it, in words.
-	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	// What was done about it; empty while it is open.
+	Repaired string `protobuf:"bytes,5,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	// Why it could not be repaired; empty if nobody tried.
+	Failed string `protobuf:"bytes,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Worth knowing, and no damage: a reference that may dangle.
+	Note          bool `protobuf:"varint,7,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +174,27 @@ func (x *Problem) GetText() string {
 		return x.Text
 	}
 	return ""
+}
+
+func (x *Problem) GetRepaired() string {
+	if x != nil {
+		return x.Repaired
+	}
+	return ""
+}
+
+func (x *Problem) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+func (x *Problem) GetNote() bool {
+	if x != nil {
+		return x.Note
+	}
+	return false
 }
 
 // Request of Collect.
@@ -637,18 +693,1196 @@ func (x *Finding) GetRepaired() string {
 	return ""
 }
 
+// Request of Backup.
+type BackupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also the blobs: the backup is a tar then.
+	Content       bool `protobuf:"varint,1,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *BackupRequest) GetContent() bool {
+	if x != nil {
+		return x.Content
+	}
+	return false
+}
+
+// BackupChunk is the next part of a backup.
+type BackupChunk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// With the last one: how many bytes there were in all. A stream that ends
+	// without it was cut short.
+	Total         int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupChunk) Reset() {
+	*x = BackupChunk{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupChunk) ProtoMessage() {}
+
+func (x *BackupChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
+func (*BackupChunk) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *BackupChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *BackupChunk) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+// Request of Usage.
+type UsageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also every single object.
+	Objects       bool `protobuf:"varint,1,opt,name=objects,proto3" json:"objects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageRequest) Reset() {
+	*x = UsageRequest{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageRequest) ProtoMessage() {}
+
+func (x *UsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
+func (*UsageRequest) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UsageRequest) GetObjects() bool {
+	if x != nil {
+		return x.Objects
+	}
+	return false
+}
+
+// UsageResponse is a part of the answer to Usage: first the places, then the
+// owners, then, if asked for, the objects, each a message of its own.
+type UsageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*UsageResponse_Place
+	//	*UsageResponse_Owner
+	//	*UsageResponse_Object
+	Part          isUsageResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageResponse) Reset() {
+	*x = UsageResponse{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageResponse) ProtoMessage() {}
+
+func (x *UsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
+func (*UsageResponse) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UsageResponse) GetPart() isUsageResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *UsageResponse) GetPlace() *Place {
+	if x != nil {
+		if x, ok := x.Part.(*UsageResponse_Place); ok {
+			return x.Place
+		}
+	}
+	return nil
+}
+
+func (x *UsageResponse) GetOwner() *Owner {
+	if x != nil {
+		if x, ok := x.Part.(*UsageResponse_Owner); ok {
+			return x.Owner
+		}
+	}
+	return nil
+}
+
+func (x *UsageResponse) GetObject() *Object {
+	if x != nil {
+		if x, ok := x.Part.(*UsageResponse_Object); ok {
+			return x.Object
+		}
+	}
+	return nil
+}
+
+type isUsageResponse_Part interface {
+	isUsageResponse_Part()
+}
+
+type UsageResponse_Place struct {
+	Place *Place `protobuf:"bytes,1,opt,name=place,proto3,oneof"`
+}
+
+type UsageResponse_Owner struct {
+	Owner *Owner `protobuf:"bytes,2,opt,name=owner,proto3,oneof"`
+}
+
+type UsageResponse_Object struct {
+	Object *Object `protobuf:"bytes,3,opt,name=object,proto3,oneof"`
+}
+
+func (*UsageResponse_Place) isUsageResponse_Part() {}
+
+func (*UsageResponse_Owner) isUsageResponse_Part() {}
+
+func (*UsageResponse_Object) isUsageResponse_Part() {}
+
+// Place is a part of the daemon's root.
+type Place struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "content", "ingests", "snapshots/SNAPSHOTTER", "logs", "database".
+	Name    string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Objects int64  `protobuf:"varint,2,opt,name=objects,proto3" json:"objects,omitempty"`
+	Bytes   int64  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Of these bytes, those that nothing keeps: the next collection removes them.
+	GarbageBytes int64 `protobuf:"varint,4,opt,name=garbage_bytes,json=garbageBytes,proto3" json:"garbage_bytes,omitempty"`
+	// Of these bytes, those that only images without a container keep.
+	UnusedBytes   int64 `protobuf:"varint,5,opt,name=unused_bytes,json=unusedBytes,proto3" json:"unused_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Place) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Place) GetObjects() int64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *Place) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Place) GetGarbageBytes() int64 {
+	if x != nil {
+		return x.GarbageBytes
+	}
+	return 0
+}
+
+func (x *Place) GetUnusedBytes() int64 {
+	if x != nil {
+		return x.UnusedBytes
+	}
+	return 0
+}
+
+// Owner is what keeps objects: an image, a container, a lease, or an object
+// that is a root by a label of its own.
+type Owner struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "image", "container", "lease", "ingest", "content", "snapshot".
+	Kind      string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// All that it keeps.
+	Bytes int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Of these, what nothing else keeps.
+	UniqueBytes int64 `protobuf:"varint,5,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"`
+	Objects     int64 `protobuf:"varint,6,opt,name=objects,proto3" json:"objects,omitempty"`
+	// Of an image: how many containers stand on its layers.
+	Containers    int64 `protobuf:"varint,7,opt,name=containers,proto3" json:"containers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Owner) Reset() {
+	*x = Owner{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Owner) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Owner) ProtoMessage() {}
+
+func (x *Owner) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Owner.ProtoReflect.Descriptor instead.
+func (*Owner) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Owner) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Owner) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Owner) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Owner) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Owner) GetUniqueBytes() int64 {
+	if x != nil {
+		return x.UniqueBytes
+	}
+	return 0
+}
+
+func (x *Owner) GetObjects() int64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *Owner) GetContainers() int64 {
+	if x != nil {
+		return x.Containers
+	}
+	return 0
+}
+
+// Object is one thing on disk.
+type Object struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "content", "ingest", "snapshot", "log".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Those whose rows name it.
+	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// Digest, ref, or key of the snapshot.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Of a snapshot.
+	Snapshotter string `protobuf:"bytes,4,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	Bytes       int64  `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// How many owners keep it; 0: the next collection removes it.
+	Owners int64 `protobuf:"varint,6,opt,name=owners,proto3" json:"owners,omitempty"`
+	// Some of them, as KIND NAMESPACE/NAME.
+	OwnedBy       []string `protobuf:"bytes,7,rep,name=owned_by,json=ownedBy,proto3" json:"owned_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Object) Reset() {
+	*x = Object{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Object) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Object) ProtoMessage() {}
+
+func (x *Object) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Object.ProtoReflect.Descriptor instead.
+func (*Object) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Object) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Object) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Object) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Object) GetSnapshotter() string {
+	if x != nil {
+		return x.Snapshotter
+	}
+	return ""
+}
+
+func (x *Object) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Object) GetOwners() int64 {
+	if x != nil {
+		return x.Owners
+	}
+	return 0
+}
+
+func (x *Object) GetOwnedBy() []string {
+	if x != nil {
+		return x.OwnedBy
+	}
+	return nil
+}
+
+// Request of Why.
+type WhyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A digest, the key of a snapshot, or the start of either, if no other begins
+	// so; or the name of an image or the id of a container or lease.
+	Object string `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	// Only in this namespace; empty: in all.
+	Namespace     string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyRequest) Reset() {
+	*x = WhyRequest{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyRequest) ProtoMessage() {}
+
+func (x *WhyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
+func (*WhyRequest) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *WhyRequest) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *WhyRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+// WhyResponse tells what keeps alive what was asked for.
+type WhyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chains        []*Chain               `protobuf:"bytes,1,rep,name=chains,proto3" json:"chains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyResponse) Reset() {
+	*x = WhyResponse{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyResponse) ProtoMessage() {}
+
+func (x *WhyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
+func (*WhyResponse) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *WhyResponse) GetChains() []*Chain {
+	if x != nil {
+		return x.Chains
+	}
+	return nil
+}
+
+// Chain is the way from a root to an object.
+type Chain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first is the root, the last is the object. One alone that is no root is
+	// kept by nothing.
+	Links []*Link `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
+	// What makes the first one a root, or why nothing keeps the object, in words.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The next collection removes the object.
+	Garbage       bool `protobuf:"varint,3,opt,name=garbage,proto3" json:"garbage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Chain) Reset() {
+	*x = Chain{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Chain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Chain) ProtoMessage() {}
+
+func (x *Chain) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Chain.ProtoReflect.Descriptor instead.
+func (*Chain) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Chain) GetLinks() []*Link {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
+func (x *Chain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Chain) GetGarbage() bool {
+	if x != nil {
+		return x.Garbage
+	}
+	return false
+}
+
+// Link is a step of the way.
+type Link struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "container", "image", "lease", "ingest", "snapshot", "content".
+	Kind      string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Of a snapshot.
+	Snapshotter string `protobuf:"bytes,4,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	// By what it keeps the next one: "target", "snapshot", "parent", "expected",
+	// "holds", or a label.
+	By            string `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Link) Reset() {
+	*x = Link{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Link) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Link) ProtoMessage() {}
+
+func (x *Link) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Link.ProtoReflect.Descriptor instead.
+func (*Link) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Link) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Link) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Link) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Link) GetSnapshotter() string {
+	if x != nil {
+		return x.Snapshotter
+	}
+	return ""
+}
+
+func (x *Link) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// Request of Prune. What is not asked for stays.
+type PruneRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only in this namespace; empty: in all.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Tell what would go, and remove nothing.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Containers that do not run.
+	Containers bool `protobuf:"varint,3,opt,name=containers,proto3" json:"containers,omitempty"`
+	// Images that no container was made from.
+	Images bool `protobuf:"varint,4,opt,name=images,proto3" json:"images,omitempty"`
+	// Only what is older than this, in seconds.
+	OlderSeconds  int64 `protobuf:"varint,5,opt,name=older_seconds,json=olderSeconds,proto3" json:"older_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneRequest) Reset() {
+	*x = PruneRequest{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneRequest) ProtoMessage() {}
+
+func (x *PruneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
+func (*PruneRequest) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PruneRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PruneRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneRequest) GetContainers() bool {
+	if x != nil {
+		return x.Containers
+	}
+	return false
+}
+
+func (x *PruneRequest) GetImages() bool {
+	if x != nil {
+		return x.Images
+	}
+	return false
+}
+
+func (x *PruneRequest) GetOlderSeconds() int64 {
+	if x != nil {
+		return x.OlderSeconds
+	}
+	return 0
+}
+
+// Pruned is a thing that went, or would go.
+type Pruned struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "container", "image", or an object: "content", "snapshot", "ingest".
+	Kind        string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace   string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name        string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Snapshotter string `protobuf:"bytes,4,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`
+	// What its removal frees, by itself.
+	Bytes int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Why it stays all the same; empty if it goes.
+	Failed        string `protobuf:"bytes,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pruned) Reset() {
+	*x = Pruned{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pruned) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pruned) ProtoMessage() {}
+
+func (x *Pruned) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pruned.ProtoReflect.Descriptor instead.
+func (*Pruned) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Pruned) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Pruned) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Pruned) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Pruned) GetSnapshotter() string {
+	if x != nil {
+		return x.Snapshotter
+	}
+	return ""
+}
+
+func (x *Pruned) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Pruned) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+// Request of CheckImages.
+type CheckImagesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only in this namespace; empty: in all.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Only these; none: all.
+	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckImagesRequest) Reset() {
+	*x = CheckImagesRequest{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckImagesRequest) ProtoMessage() {}
+
+func (x *CheckImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckImagesRequest.ProtoReflect.Descriptor instead.
+func (*CheckImagesRequest) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CheckImagesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *CheckImagesRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// ImageState tells how much of an image is there.
+type ImageState struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Digest    string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Platforms []*PlatformState       `protobuf:"bytes,4,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	// What is wrong with the image as a whole; empty if at least one platform is
+	// whole and none is there in part.
+	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageState) Reset() {
+	*x = ImageState{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageState) ProtoMessage() {}
+
+func (x *ImageState) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageState.ProtoReflect.Descriptor instead.
+func (*ImageState) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ImageState) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ImageState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageState) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImageState) GetPlatforms() []*PlatformState {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+func (x *ImageState) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// PlatformState tells how much of an image's variant for a platform is there.
+type PlatformState struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Platform string                 `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	Manifest string                 `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// "whole", "partial" or "absent": that variant was not fetched.
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Digests that are missing of a partial one.
+	Missing []string `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Snapshotters that it is unpacked for.
+	Unpacked []string `protobuf:"bytes,5,rep,name=unpacked,proto3" json:"unpacked,omitempty"`
+	// Snapshotters that it should be unpacked for, and is not in full.
+	Broken        []string `protobuf:"bytes,6,rep,name=broken,proto3" json:"broken,omitempty"`
+	Bytes         int64    `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlatformState) Reset() {
+	*x = PlatformState{}
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlatformState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlatformState) ProtoMessage() {}
+
+func (x *PlatformState) ProtoReflect() protoreflect.Message {
+	mi := &file_api_berth_maintenance_v1_maintenance_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlatformState.ProtoReflect.Descriptor instead.
+func (*PlatformState) Descriptor() ([]byte, []int) {
+	return file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PlatformState) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *PlatformState) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *PlatformState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *PlatformState) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *PlatformState) GetUnpacked() []string {
+	if x != nil {
+		return x.Unpacked
+	}
+	return nil
+}
+
+func (x *PlatformState) GetBroken() []string {
+	if x != nil {
+		return x.Broken
+	}
+	return nil
+}
+
+func (x *PlatformState) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 var File_api_berth_maintenance_v1_maintenance_proto protoreflect.FileDescriptor
 
 const file_api_berth_maintenance_v1_maintenance_proto_rawDesc = "" +
 	"\n" +
-	"*api/berth/maintenance/v1/maintenance.proto\x12\x14berth.maintenance.v1\"1\n" +
+	"*api/berth/maintenance/v1/maintenance.proto\x12\x14berth.maintenance.v1\"|\n" +
 	"\fCheckRequest\x12!\n" +
-	"\fread_content\x18\x01 \x01(\bR\vreadContent\"g\n" +
+	"\fread_content\x18\x01 \x01(\bR\vreadContent\x12\x16\n" +
+	"\x06images\x18\x02 \x01(\bR\x06images\x12\x16\n" +
+	"\x06repair\x18\x03 \x01(\bR\x06repair\x12\x19\n" +
+	"\bno_fetch\x18\x04 \x01(\bR\anoFetch\"\xaf\x01\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x16\n" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text\"\x10\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x1a\n" +
+	"\brepaired\x18\x05 \x01(\tR\brepaired\x12\x16\n" +
+	"\x06failed\x18\x06 \x01(\tR\x06failed\x12\x12\n" +
+	"\x04note\x18\a \x01(\bR\x04note\"\x10\n" +
 	"\x0eCollectRequest\"\xa9\x02\n" +
 	"\x0fCollectResponse\x12'\n" +
 	"\x0fcontent_removed\x18\x01 \x01(\x03R\x0econtentRemoved\x12+\n" +
@@ -681,7 +1915,94 @@ const file_api_berth_maintenance_v1_maintenance_proto_rawDesc = "" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x12\n" +
 	"\x04text\x18\x04 \x01(\tR\x04text\x12\x19\n" +
 	"\bsince_ns\x18\x05 \x01(\x03R\asinceNs\x12\x1a\n" +
-	"\brepaired\x18\x06 \x01(\tR\brepairedB>Z<github.com/berthd/berth/api/berth/maintenance/v1;maintenanceb\x06proto3"
+	"\brepaired\x18\x06 \x01(\tR\brepaired\")\n" +
+	"\rBackupRequest\x12\x18\n" +
+	"\acontent\x18\x01 \x01(\bR\acontent\"7\n" +
+	"\vBackupChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\"(\n" +
+	"\fUsageRequest\x12\x18\n" +
+	"\aobjects\x18\x01 \x01(\bR\aobjects\"\xb9\x01\n" +
+	"\rUsageResponse\x123\n" +
+	"\x05place\x18\x01 \x01(\v2\x1b.berth.maintenance.v1.PlaceH\x00R\x05place\x123\n" +
+	"\x05owner\x18\x02 \x01(\v2\x1b.berth.maintenance.v1.OwnerH\x00R\x05owner\x126\n" +
+	"\x06object\x18\x03 \x01(\v2\x1c.berth.maintenance.v1.ObjectH\x00R\x06objectB\x06\n" +
+	"\x04part\"\x93\x01\n" +
+	"\x05Place\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aobjects\x18\x02 \x01(\x03R\aobjects\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12#\n" +
+	"\rgarbage_bytes\x18\x04 \x01(\x03R\fgarbageBytes\x12!\n" +
+	"\funused_bytes\x18\x05 \x01(\x03R\vunusedBytes\"\xc0\x01\n" +
+	"\x05Owner\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12!\n" +
+	"\funique_bytes\x18\x05 \x01(\x03R\vuniqueBytes\x12\x18\n" +
+	"\aobjects\x18\x06 \x01(\x03R\aobjects\x12\x1e\n" +
+	"\n" +
+	"containers\x18\a \x01(\x03R\n" +
+	"containers\"\xbb\x01\n" +
+	"\x06Object\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x02 \x03(\tR\n" +
+	"namespaces\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12 \n" +
+	"\vsnapshotter\x18\x04 \x01(\tR\vsnapshotter\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06owners\x18\x06 \x01(\x03R\x06owners\x12\x19\n" +
+	"\bowned_by\x18\a \x03(\tR\aownedBy\"B\n" +
+	"\n" +
+	"WhyRequest\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"B\n" +
+	"\vWhyResponse\x123\n" +
+	"\x06chains\x18\x01 \x03(\v2\x1b.berth.maintenance.v1.ChainR\x06chains\"k\n" +
+	"\x05Chain\x120\n" +
+	"\x05links\x18\x01 \x03(\v2\x1a.berth.maintenance.v1.LinkR\x05links\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\agarbage\x18\x03 \x01(\bR\agarbage\"~\n" +
+	"\x04Link\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12 \n" +
+	"\vsnapshotter\x18\x04 \x01(\tR\vsnapshotter\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"\xa2\x01\n" +
+	"\fPruneRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x1e\n" +
+	"\n" +
+	"containers\x18\x03 \x01(\bR\n" +
+	"containers\x12\x16\n" +
+	"\x06images\x18\x04 \x01(\bR\x06images\x12#\n" +
+	"\rolder_seconds\x18\x05 \x01(\x03R\folderSeconds\"\x9e\x01\n" +
+	"\x06Pruned\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12 \n" +
+	"\vsnapshotter\x18\x04 \x01(\tR\vsnapshotter\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06failed\x18\x06 \x01(\tR\x06failed\"H\n" +
+	"\x12CheckImagesRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"\xb3\x01\n" +
+	"\n" +
+	"ImageState\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12A\n" +
+	"\tplatforms\x18\x04 \x03(\v2#.berth.maintenance.v1.PlatformStateR\tplatforms\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\xc1\x01\n" +
+	"\rPlatformState\x12\x1a\n" +
+	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x1a\n" +
+	"\bmanifest\x18\x02 \x01(\tR\bmanifest\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
+	"\amissing\x18\x04 \x03(\tR\amissing\x12\x1a\n" +
+	"\bunpacked\x18\x05 \x03(\tR\bunpacked\x12\x16\n" +
+	"\x06broken\x18\x06 \x03(\tR\x06broken\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x03R\x05bytesB>Z<github.com/berthd/berth/api/berth/maintenance/v1;maintenanceb\x06proto3"
 
 var (
 	file_api_berth_maintenance_v1_maintenance_proto_rawDescOnce sync.Once
@@ -695,27 +2016,49 @@ func file_api_berth_maintenance_v1_maintenance_proto_rawDescGZIP() []byte {
 	return file_api_berth_maintenance_v1_maintenance_proto_rawDescData
 }
 
-var file_api_berth_maintenance_v1_maintenance_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_api_berth_maintenance_v1_maintenance_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_api_berth_maintenance_v1_maintenance_proto_goTypes = []any{
-	(*CheckRequest)(nil),    // 0: berth.maintenance.v1.CheckRequest
-	(*Problem)(nil),         // 1: berth.maintenance.v1.Problem
-	(*CollectRequest)(nil),  // 2: berth.maintenance.v1.CollectRequest
-	(*CollectResponse)(nil), // 3: berth.maintenance.v1.CollectResponse
-	(*TasksRequest)(nil),    // 4: berth.maintenance.v1.TasksRequest
-	(*TasksResponse)(nil),   // 5: berth.maintenance.v1.TasksResponse
-	(*Task)(nil),            // 6: berth.maintenance.v1.Task
-	(*InspectRequest)(nil),  // 7: berth.maintenance.v1.InspectRequest
-	(*InspectResponse)(nil), // 8: berth.maintenance.v1.InspectResponse
-	(*Finding)(nil),         // 9: berth.maintenance.v1.Finding
+	(*CheckRequest)(nil),       // 0: berth.maintenance.v1.CheckRequest
+	(*Problem)(nil),            // 1: berth.maintenance.v1.Problem
+	(*CollectRequest)(nil),     // 2: berth.maintenance.v1.CollectRequest
+	(*CollectResponse)(nil),    // 3: berth.maintenance.v1.CollectResponse
+	(*TasksRequest)(nil),       // 4: berth.maintenance.v1.TasksRequest
+	(*TasksResponse)(nil),      // 5: berth.maintenance.v1.TasksResponse
+	(*Task)(nil),               // 6: berth.maintenance.v1.Task
+	(*InspectRequest)(nil),     // 7: berth.maintenance.v1.InspectRequest
+	(*InspectResponse)(nil),    // 8: berth.maintenance.v1.InspectResponse
+	(*Finding)(nil),            // 9: berth.maintenance.v1.Finding
+	(*BackupRequest)(nil),      // 10: berth.maintenance.v1.BackupRequest
+	(*BackupChunk)(nil),        // 11: berth.maintenance.v1.BackupChunk
+	(*UsageRequest)(nil),       // 12: berth.maintenance.v1.UsageRequest
+	(*UsageResponse)(nil),      // 13: berth.maintenance.v1.UsageResponse
+	(*Place)(nil),              // 14: berth.maintenance.v1.Place
+	(*Owner)(nil),              // 15: berth.maintenance.v1.Owner
+	(*Object)(nil),             // 16: berth.maintenance.v1.Object
+	(*WhyRequest)(nil),         // 17: berth.maintenance.v1.WhyRequest
+	(*WhyResponse)(nil),        // 18: berth.maintenance.v1.WhyResponse
+	(*Chain)(nil),              // 19: berth.maintenance.v1.Chain
+	(*Link)(nil),               // 20: berth.maintenance.v1.Link
+	(*PruneRequest)(nil),       // 21: berth.maintenance.v1.PruneRequest
+	(*Pruned)(nil),             // 22: berth.maintenance.v1.Pruned
+	(*CheckImagesRequest)(nil), // 23: berth.maintenance.v1.CheckImagesRequest
+	(*ImageState)(nil),         // 24: berth.maintenance.v1.ImageState
+	(*PlatformState)(nil),      // 25: berth.maintenance.v1.PlatformState
 }
 var file_api_berth_maintenance_v1_maintenance_proto_depIdxs = []int32{
-	6, // 0: berth.maintenance.v1.TasksResponse.tasks:type_name -> berth.maintenance.v1.Task
-	9, // 1: berth.maintenance.v1.InspectResponse.findings:type_name -> berth.maintenance.v1.Finding
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	6,  // 0: berth.maintenance.v1.TasksResponse.tasks:type_name -> berth.maintenance.v1.Task
+	9,  // 1: berth.maintenance.v1.InspectResponse.findings:type_name -> berth.maintenance.v1.Finding
+	14, // 2: berth.maintenance.v1.UsageResponse.place:type_name -> berth.maintenance.v1.Place
+	15, // 3: berth.maintenance.v1.UsageResponse.owner:type_name -> berth.maintenance.v1.Owner
+	16, // 4: berth.maintenance.v1.UsageResponse.object:type_name -> berth.maintenance.v1.Object
+	19, // 5: berth.maintenance.v1.WhyResponse.chains:type_name -> berth.maintenance.v1.Chain
+	20, // 6: berth.maintenance.v1.Chain.links:type_name -> berth.maintenance.v1.Link
+	25, // 7: berth.maintenance.v1.ImageState.platforms:type_name -> berth.maintenance.v1.PlatformState
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_api_berth_maintenance_v1_maintenance_proto_init() }
@@ -723,13 +2066,18 @@ func file_api_berth_maintenance_v1_maintenance_proto_init() {
 	if File_api_berth_maintenance_v1_maintenance_proto != nil {
 		return
 	}
+	file_api_berth_maintenance_v1_maintenance_proto_msgTypes[13].OneofWrappers = []any{
+		(*UsageResponse_Place)(nil),
+		(*UsageResponse_Owner)(nil),
+		(*UsageResponse_Object)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_berth_maintenance_v1_maintenance_proto_rawDesc), len(file_api_berth_maintenance_v1_maintenance_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -25,37 +25,62 @@ var File_api_berth_maintenance_v1_maintenance_service_proto protoreflect.FileDes
 
 const file_api_berth_maintenance_v1_maintenance_service_proto_rawDesc = "" +
 	"\n" +
-	"2api/berth/maintenance/v1/maintenance_service.proto\x12\x14berth.maintenance.v1\x1a*api/berth/maintenance/v1/maintenance.proto2\xdd\x02\n" +
+	"2api/berth/maintenance/v1/maintenance_service.proto\x12\x14berth.maintenance.v1\x1a*api/berth/maintenance/v1/maintenance.proto2\xfb\x05\n" +
 	"\vMaintenance\x12L\n" +
 	"\x05Check\x12\".berth.maintenance.v1.CheckRequest\x1a\x1d.berth.maintenance.v1.Problem0\x01\x12V\n" +
 	"\aCollect\x12$.berth.maintenance.v1.CollectRequest\x1a%.berth.maintenance.v1.CollectResponse\x12P\n" +
 	"\x05Tasks\x12\".berth.maintenance.v1.TasksRequest\x1a#.berth.maintenance.v1.TasksResponse\x12V\n" +
-	"\aInspect\x12$.berth.maintenance.v1.InspectRequest\x1a%.berth.maintenance.v1.InspectResponseBRZPgithub.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc;maintenancegrpcb\x06proto3"
+	"\aInspect\x12$.berth.maintenance.v1.InspectRequest\x1a%.berth.maintenance.v1.InspectResponse\x12R\n" +
+	"\x06Backup\x12#.berth.maintenance.v1.BackupRequest\x1a!.berth.maintenance.v1.BackupChunk0\x01\x12R\n" +
+	"\x05Usage\x12\".berth.maintenance.v1.UsageRequest\x1a#.berth.maintenance.v1.UsageResponse0\x01\x12J\n" +
+	"\x03Why\x12 .berth.maintenance.v1.WhyRequest\x1a!.berth.maintenance.v1.WhyResponse\x12K\n" +
+	"\x05Prune\x12\".berth.maintenance.v1.PruneRequest\x1a\x1c.berth.maintenance.v1.Pruned0\x01\x12[\n" +
+	"\vCheckImages\x12(.berth.maintenance.v1.CheckImagesRequest\x1a .berth.maintenance.v1.ImageState0\x01BRZPgithub.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc;maintenancegrpcb\x06proto3"
 
 var file_api_berth_maintenance_v1_maintenance_service_proto_goTypes = []any{
-	(*v1.CheckRequest)(nil),    // 0: berth.maintenance.v1.CheckRequest
-	(*v1.CollectRequest)(nil),  // 1: berth.maintenance.v1.CollectRequest
-	(*v1.TasksRequest)(nil),    // 2: berth.maintenance.v1.TasksRequest
-	(*v1.InspectRequest)(nil),  // 3: berth.maintenance.v1.InspectRequest
-	(*v1.Problem)(nil),         // 4: berth.maintenance.v1.Problem
-	(*v1.CollectResponse)(nil), // 5: berth.maintenance.v1.CollectResponse
-	(*v1.TasksResponse)(nil),   // 6: berth.maintenance.v1.TasksResponse
-	(*v1.InspectResponse)(nil), // 7: berth.maintenance.v1.InspectResponse
+	(*v1.CheckRequest)(nil),       // 0: berth.maintenance.v1.CheckRequest
+	(*v1.CollectRequest)(nil),     // 1: berth.maintenance.v1.CollectRequest
+	(*v1.TasksRequest)(nil),       // 2: berth.maintenance.v1.TasksRequest
+	(*v1.InspectRequest)(nil),     // 3: berth.maintenance.v1.InspectRequest
+	(*v1.BackupRequest)(nil),      // 4: berth.maintenance.v1.BackupRequest
+	(*v1.UsageRequest)(nil),       // 5: berth.maintenance.v1.UsageRequest
+	(*v1.WhyRequest)(nil),         // 6: berth.maintenance.v1.WhyRequest
+	(*v1.PruneRequest)(nil),       // 7: berth.maintenance.v1.PruneRequest
+	(*v1.CheckImagesRequest)(nil), // 8: berth.maintenance.v1.CheckImagesRequest
+	(*v1.Problem)(nil),            // 9: berth.maintenance.v1.Problem
+	(*v1.CollectResponse)(nil),    // 10: berth.maintenance.v1.CollectResponse
+	(*v1.TasksResponse)(nil),      // 11: berth.maintenance.v1.TasksResponse
+	(*v1.InspectResponse)(nil),    // 12: berth.maintenance.v1.InspectResponse
+	(*v1.BackupChunk)(nil),        // 13: berth.maintenance.v1.BackupChunk
+	(*v1.UsageResponse)(nil),      // 14: berth.maintenance.v1.UsageResponse
+	(*v1.WhyResponse)(nil),        // 15: berth.maintenance.v1.WhyResponse
+	(*v1.Pruned)(nil),             // 16: berth.maintenance.v1.Pruned
+	(*v1.ImageState)(nil),         // 17: berth.maintenance.v1.ImageState
 }
 var file_api_berth_maintenance_v1_maintenance_service_proto_depIdxs = []int32{
-	0, // 0: berth.maintenance.v1.Maintenance.Check:input_type -> berth.maintenance.v1.CheckRequest
-	1, // 1: berth.maintenance.v1.Maintenance.Collect:input_type -> berth.maintenance.v1.CollectRequest
-	2, // 2: berth.maintenance.v1.Maintenance.Tasks:input_type -> berth.maintenance.v1.TasksRequest
-	3, // 3: berth.maintenance.v1.Maintenance.Inspect:input_type -> berth.maintenance.v1.InspectRequest
-	4, // 4: berth.maintenance.v1.Maintenance.Check:output_type -> berth.maintenance.v1.Problem
-	5, // 5: berth.maintenance.v1.Maintenance.Collect:output_type -> berth.maintenance.v1.CollectResponse
-	6, // 6: berth.maintenance.v1.Maintenance.Tasks:output_type -> berth.maintenance.v1.TasksResponse
-	7, // 7: berth.maintenance.v1.Maintenance.Inspect:output_type -> berth.maintenance.v1.InspectResponse
-	4, // [4:8] is the sub-list for method output_type
-	0, // [0:4] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	0,  // 0: berth.maintenance.v1.Maintenance.Check:input_type -> berth.maintenance.v1.CheckRequest
+	1,  // 1: berth.maintenance.v1.Maintenance.Collect:input_type -> berth.maintenance.v1.CollectRequest
+	2,  // 2: berth.maintenance.v1.Maintenance.Tasks:input_type -> berth.maintenance.v1.TasksRequest
+	3,  // 3: berth.maintenance.v1.Maintenance.Inspect:input_type -> berth.maintenance.v1.InspectRequest
+	4,  // 4: berth.maintenance.v1.Maintenance.Backup:input_type -> berth.maintenance.v1.BackupRequest
+	5,  // 5: berth.maintenance.v1.Maintenance.Usage:input_type -> berth.maintenance.v1.UsageRequest
+	6,  // 6: berth.maintenance.v1.Maintenance.Why:input_type -> berth.maintenance.v1.WhyRequest
+	7,  // 7: berth.maintenance.v1.Maintenance.Prune:input_type -> berth.maintenance.v1.PruneRequest
+	8,  // 8: berth.maintenance.v1.Maintenance.CheckImages:input_type -> berth.maintenance.v1.CheckImagesRequest
+	9,  // 9: berth.maintenance.v1.Maintenance.Check:output_type -> berth.maintenance.v1.Problem
+	10, // 10: berth.maintenance.v1.Maintenance.Collect:output_type -> berth.maintenance.v1.CollectResponse
+	11, // 11: berth.maintenance.v1.Maintenance.Tasks:output_type -> berth.maintenance.v1.TasksResponse
+	12, // 12: berth.maintenance.v1.Maintenance.Inspect:output_type -> berth.maintenance.v1.InspectResponse
+	13, // 13: berth.maintenance.v1.Maintenance.Backup:output_type -> berth.maintenance.v1.BackupChunk
+	14, // 14: berth.maintenance.v1.Maintenance.Usage:output_type -> berth.maintenance.v1.UsageResponse
+	15, // 15: berth.maintenance.v1.Maintenance.Why:output_type -> berth.maintenance.v1.WhyResponse
+	16, // 16: berth.maintenance.v1.Maintenance.Prune:output_type -> berth.maintenance.v1.Pruned
+	17, // 17: berth.maintenance.v1.Maintenance.CheckImages:output_type -> berth.maintenance.v1.ImageState
+	9,  // [9:18] is the sub-list for method output_type
+	0,  // [0:9] is the sub-list for method input_type
+	0,  // [0:0] is the sub-list for extension type_name
+	0,  // [0:0] is the sub-list for extension extendee
+	0,  // [0:0] is the sub-list for field type_name
 }
 
 func init() { file_api_berth_maintenance_v1_maintenance_service_proto_init() }

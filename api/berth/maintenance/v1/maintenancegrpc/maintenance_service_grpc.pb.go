@@ -20,10 +20,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Maintenance_Check_FullMethodName   = "/berth.maintenance.v1.Maintenance/Check"
-	Maintenance_Collect_FullMethodName = "/berth.maintenance.v1.Maintenance/Collect"
-	Maintenance_Tasks_FullMethodName   = "/berth.maintenance.v1.Maintenance/Tasks"
-	Maintenance_Inspect_FullMethodName = "/berth.maintenance.v1.Maintenance/Inspect"
+	Maintenance_Check_FullMethodName       = "/berth.maintenance.v1.Maintenance/Check"
+	Maintenance_Collect_FullMethodName     = "/berth.maintenance.v1.Maintenance/Collect"
+	Maintenance_Tasks_FullMethodName       = "/berth.maintenance.v1.Maintenance/Tasks"
+	Maintenance_Inspect_FullMethodName     = "/berth.maintenance.v1.Maintenance/Inspect"
+	Maintenance_Backup_FullMethodName      = "/berth.maintenance.v1.Maintenance/Backup"
+	Maintenance_Usage_FullMethodName       = "/berth.maintenance.v1.Maintenance/Usage"
+	Maintenance_Why_FullMethodName         = "/berth.maintenance.v1.Maintenance/Why"
+	Maintenance_Prune_FullMethodName       = "/berth.maintenance.v1.Maintenance/Prune"
+	Maintenance_CheckImages_FullMethodName = "/berth.maintenance.v1.Maintenance/CheckImages"
 )
 
 // MaintenanceClient is the client API for Maintenance service.
@@ -34,7 +39,7 @@ const (
 // calls need no namespace.
 type MaintenanceClient interface {
 	// Check compares rows with disk in both directions and streams what differs.
-	// No message means that all is well.
+	// No message means that all is well. If asked to it repairs, too.
 	Check(ctx context.Context, in *v1.CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.Problem], error)
 	// Collect runs a garbage collection now and tells what it did.
 	Collect(ctx context.Context, in *v1.CollectRequest, opts ...grpc.CallOption) (*v1.CollectResponse, error)
@@ -44,6 +49,17 @@ type MaintenanceClient interface {
 	// and with what tasks leave, as the watchdog does from time to time. It
 	// repairs what can be proved, kills nothing, and tells what it found.
 	Inspect(ctx context.Context, in *v1.InspectRequest, opts ...grpc.CallOption) (*v1.InspectResponse, error)
+	// Backup streams a consistent copy of the database as it is now, by request
+	// with the blobs.
+	Backup(ctx context.Context, in *v1.BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.BackupChunk], error)
+	// Usage tells who owns the bytes under the daemon's root.
+	Usage(ctx context.Context, in *v1.UsageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.UsageResponse], error)
+	// Why tells what keeps an object from collection: NotFound if there is none.
+	Why(ctx context.Context, in *v1.WhyRequest, opts ...grpc.CallOption) (*v1.WhyResponse, error)
+	// Prune removes what nobody uses, or tells what that is.
+	Prune(ctx context.Context, in *v1.PruneRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.Pruned], error)
+	// CheckImages tells of each image whether it is whole and unpacked.
+	CheckImages(ctx context.Context, in *v1.CheckImagesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ImageState], error)
 }
 
 type maintenanceClient struct {
@@ -103,6 +119,92 @@ func (c *maintenanceClient) Inspect(ctx context.Context, in *v1.InspectRequest, 
 	return out, nil
 }
 
+func (c *maintenanceClient) Backup(ctx context.Context, in *v1.BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.BackupChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Maintenance_ServiceDesc.Streams[1], Maintenance_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[v1.BackupRequest, v1.BackupChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Maintenance_BackupClient = grpc.ServerStreamingClient[v1.BackupChunk]
+
+func (c *maintenanceClient) Usage(ctx context.Context, in *v1.UsageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.UsageResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Maintenance_ServiceDesc.Streams[2], Maintenance_Usage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[v1.UsageRequest, v1.UsageResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Maintenance_UsageClient = grpc.ServerStreamingClient[v1.UsageResponse]
+
+func (c *maintenanceClient) Why(ctx context.Context, in *v1.WhyRequest, opts ...grpc.CallOption) (*v1.WhyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.WhyResponse)
+	err := c.cc.Invoke(ctx, Maintenance_Why_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *maintenanceClient) Prune(ctx context.Context, in *v1.PruneRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.Pruned], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Maintenance_ServiceDesc.Streams[3], Maintenance_Prune_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[v1.PruneRequest, v1.Pruned]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Maintenance_PruneClient = grpc.ServerStreamingClient[v1.Pruned]
+
+func (c *maintenanceClient) CheckImages(ctx context.Context, in *v1.CheckImagesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.ImageState], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Maintenance_ServiceDesc.Streams[4], Maintenance_CheckImages_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[v1.CheckImagesRequest, v1.ImageState]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Maintenance_CheckImagesClient = grpc.ServerStreamingClient[v1.ImageState]
+
 // MaintenanceServer is the server API for Maintenance service.
 // All implementations must embed UnimplementedMaintenanceServer
 // for forward compatibility.
@@ -111,7 +213,7 @@ func (c *maintenanceClient) Inspect(ctx context.Context, in *v1.InspectRequest, 
 // calls need no namespace.
 type MaintenanceServer interface {
 	// Check compares rows with disk in both directions and streams what differs.
-	// No message means that all is well.
+	// No message means that all is well. If asked to it repairs, too.
 	Check(*v1.CheckRequest, grpc.ServerStreamingServer[v1.Problem]) error
 	// Collect runs a garbage collection now and tells what it did.
 	Collect(context.Context, *v1.CollectRequest) (*v1.CollectResponse, error)
@@ -121,6 +223,17 @@ type MaintenanceServer interface {
 	// and with what tasks leave, as the watchdog does from time to time. It
 	// repairs what can be proved, kills nothing, and tells what it found.
 	Inspect(context.Context, *v1.InspectRequest) (*v1.InspectResponse, error)
+	// Backup streams a consistent copy of the database as it is now, by request
+	// with the blobs.
+	Backup(*v1.BackupRequest, grpc.ServerStreamingServer[v1.BackupChunk]) error
+	// Usage tells who owns the bytes under the daemon's root.
+	Usage(*v1.UsageRequest, grpc.ServerStreamingServer[v1.UsageResponse]) error
+	// Why tells what keeps an object from collection: NotFound if there is none.
+	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
+	// Prune removes what nobody uses, or tells what that is.
+	Prune(*v1.PruneRequest, grpc.ServerStreamingServer[v1.Pruned]) error
+	// CheckImages tells of each image whether it is whole and unpacked.
+	CheckImages(*v1.CheckImagesRequest, grpc.ServerStreamingServer[v1.ImageState]) error
 	mustEmbedUnimplementedMaintenanceServer()
 }
 
@@ -142,6 +255,21 @@ func (UnimplementedMaintenanceServer) Tasks(context.Context, *v1.TasksRequest) (
 }
 func (UnimplementedMaintenanceServer) Inspect(context.Context, *v1.InspectRequest) (*v1.InspectResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Inspect not implemented")
+}
+func (UnimplementedMaintenanceServer) Backup(*v1.BackupRequest, grpc.ServerStreamingServer[v1.BackupChunk]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedMaintenanceServer) Usage(*v1.UsageRequest, grpc.ServerStreamingServer[v1.UsageResponse]) error {
+	return status.Error(codes.Unimplemented, "method Usage not implemented")
+}
+func (UnimplementedMaintenanceServer) Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Why not implemented")
+}
+func (UnimplementedMaintenanceServer) Prune(*v1.PruneRequest, grpc.ServerStreamingServer[v1.Pruned]) error {
+	return status.Error(codes.Unimplemented, "method Prune not implemented")
+}
+func (UnimplementedMaintenanceServer) CheckImages(*v1.CheckImagesRequest, grpc.ServerStreamingServer[v1.ImageState]) error {
+	return status.Error(codes.Unimplemented, "method CheckImages not implemented")
 }
 func (UnimplementedMaintenanceServer) mustEmbedUnimplementedMaintenanceServer() {}
 func (UnimplementedMaintenanceServer) testEmbeddedByValue()                     {}
@@ -229,6 +357,68 @@ func _Maintenance_Inspect_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Maintenance_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(v1.BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(MaintenanceServer).Backup(m, &grpc.GenericServerStream[v1.BackupRequest, v1.BackupChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Maintenance_BackupServer = grpc.ServerStreamingServer[v1.BackupChunk]
+
+func _Maintenance_Usage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(v1.UsageRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(MaintenanceServer).Usage(m, &grpc.GenericServerStream[v1.UsageRequest, v1.UsageResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Maintenance_UsageServer = grpc.ServerStreamingServer[v1.UsageResponse]
+
+func _Maintenance_Why_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.WhyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MaintenanceServer).Why(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Maintenance_Why_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MaintenanceServer).Why(ctx, req.(*v1.WhyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Maintenance_Prune_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(v1.PruneRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(MaintenanceServer).Prune(m, &grpc.GenericServerStream[v1.PruneRequest, v1.Pruned]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Maintenance_PruneServer = grpc.ServerStreamingServer[v1.Pruned]
+
+func _Maintenance_CheckImages_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(v1.CheckImagesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(MaintenanceServer).CheckImages(m, &grpc.GenericServerStream[v1.CheckImagesRequest, v1.ImageState]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Maintenance_CheckImagesServer = grpc.ServerStreamingServer[v1.ImageState]
+
 // Maintenance_ServiceDesc is the grpc.ServiceDesc for Maintenance service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -248,11 +438,35 @@ var Maintenance_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Inspect",
 			Handler:    _Maintenance_Inspect_Handler,
 		},
+		{
+			MethodName: "Why",
+			Handler:    _Maintenance_Why_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Check",
 			Handler:       _Maintenance_Check_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _Maintenance_Backup_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Usage",
+			Handler:       _Maintenance_Usage_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Prune",
+			Handler:       _Maintenance_Prune_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CheckImages",
+			Handler:       _Maintenance_CheckImages_Handler,
 			ServerStreams: true,
 		},
 	},
