@@ -40,6 +40,7 @@ import (
 	"github.com/berthd/berth/internal/obs"
 	build "github.com/berthd/berth/internal/version"
 	"github.com/berthd/berth/metadata"
+	"github.com/berthd/berth/remotes"
 	"github.com/berthd/berth/runtime"
 )
 
@@ -56,6 +57,7 @@ type Config struct {
 	Tasks   *runtime.Tasks
 	Journal *events.Journal
 	Images  *images.Store
+	Remotes *remotes.Client
 	Logs    *logs.Store
 	// Collect runs a garbage collection that starts after the call, and waits
 	// for it.
