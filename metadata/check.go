@@ -102,7 +102,7 @@ func (db *DB) Check(ctx context.Context, o CheckOptions) iter.Seq[Problem] {
 		if o.ReadContent {
 			steps = append(steps, c.read)
 		}
-		steps = append(steps, c.tree, c.strayBlobs, c.ingests, c.directories, c.strays)
+		steps = append(steps, c.tree, c.strayBlobs, c.ingests, c.directories, c.checkRemotes, c.strays)
 		if o.References {
 			steps = append(steps, c.references)
 		}

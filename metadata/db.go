@@ -27,6 +27,7 @@ type Options struct {
 	Path     string
 	Content  content.Store
 	Drivers  map[string]snapshots.Driver // by name of the snapshotter
+	Remotes  map[string]snapshots.Remote // those outside of the daemon, with other names
 	Isolated bool                        // namespaces don't share content
 
 	// Publish, if set, is called after the commit that made an event true, in
@@ -44,6 +45,7 @@ type DB struct {
 	bolt    *bolt.DB
 	content content.Store
 	drivers map[string]*driver
+	remotes map[string]*driver // whose snapshots are not directories of ours
 
 	ctx        context.Context // ends when the database closes
 	cancel     context.CancelFunc
@@ -72,11 +74,14 @@ func newDB(o Options) *DB {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	db := &DB{
-		options: o, log: o.Log, content: o.Content, drivers: map[string]*driver{},
+		options: o, log: o.Log, content: o.Content, drivers: map[string]*driver{}, remotes: map[string]*driver{},
 		ingests: newIngests(), collecting: make(chan struct{}, 1), sweepRows: defaultSweepRows,
 	}
 	for name, d := range o.Drivers {
 		db.drivers[name] = newDriver(name, d)
+	}
+	for name, r := range o.Remotes {
+		db.remotes[name] = newRemote(db, name, r)
 	}
 	db.ctx, db.cancel = context.WithCancel(context.Background())
 	db.committer = newCommitter(db)
@@ -94,6 +99,9 @@ func (db *DB) Close() error {
 		close(db.committer.quit)
 		<-db.committer.stopped
 		<-db.remover.ended
+		for _, d := range db.remotes {
+			<-d.remote.ended
+		}
 		db.closed = db.protect("close", db.bolt.Close) // waits for readers
 	})
 	return db.closed

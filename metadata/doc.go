@@ -18,7 +18,8 @@
 //	├── ingests      NS REF                       → rows.Ingest
 //	├── snapshots    NS SNAPSHOTTER KEY           → rows.Snapshot
 //	├── children     NS SNAPSHOTTER PARENT KEY    → (empty) index of snapshots
-//	└── sandboxes    NS ID                        → types.Sandbox
+//	├── sandboxes    NS ID                        → types.Sandbox
+//	└── pending      SNAPSHOTTER REMOTE-KEY       → NS    what may have to go from a remote snapshotter
 //
 // # Order of writes
 //

@@ -16,7 +16,8 @@ import (
 type driver struct {
 	snapshots.Driver
 	name   string
-	rebase bool // a layer without a parent can take one on at its commit
+	rebase bool    // a layer without a parent can take one on at its commit
+	remote *remote // instead of the driver: a snapshotter outside of the daemon
 
 	// mu guards what follows.
 	mu   sync.Mutex

@@ -53,11 +53,14 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	if err := db.openFile(); err != nil {
 		return fail(err)
 	}
-	if err := db.count(ctx); err != nil {
+	if err := errors.Join(db.count(ctx), db.openRemotes()); err != nil {
 		return fail(errors.Join(err, db.bolt.Close()))
 	}
 	go db.committer.run()
 	go db.remover.run()
+	for _, d := range db.remotes {
+		go d.remote.run()
+	}
 	return db, nil
 }
 

@@ -21,6 +21,13 @@ func (s *Snapshots) Whole(ctx context.Context, name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	if s.driver.remote != nil {
+		_, err := s.backend().Stat(ctx, row.Remote)
+		if errdefs.IsNotFound(err) {
+			return false, nil
+		}
+		return err == nil, err
+	}
 	return s.driver.whole(ctx, row.ID, row.Kind)
 }
 
@@ -44,6 +51,9 @@ func (d *driver) whole(ctx context.Context, id snapshots.ID, kind snapshots.Kind
 // name has writable or viewing descendants and its directories are there, it is
 // FailedPrecondition.
 func (s *Snapshots) Replace(ctx context.Context, name, key string) error {
+	if s.driver.remote != nil {
+		return fmt.Errorf("replace snapshot %q: snapshotter %q can't: %w", short(name), s.driver.name, errdefs.ErrNotImplemented)
+	}
 	var old, row *snapshots.Row
 	err := s.db.View(func(tx *Tx) (err error) {
 		old, row, err = s.replaceable(tx, name, key)

@@ -38,7 +38,7 @@ func treeRow(name string, stored *rows.Snapshot) *snapshots.Row {
 	info := stored.GetInfo()
 	return &snapshots.Row{
 		ID: snapshots.ID(stored.Id), Kind: snapshots.Kind(info.GetKind()), Name: name, Parent: info.GetParent(),
-		Labels: info.GetLabels(), Usage: snapshots.Usage{Size: stored.Size, Inodes: stored.Inodes},
+		Labels: info.GetLabels(), Usage: snapshots.Usage{Size: stored.Size, Inodes: stored.Inodes}, Remote: stored.Remote,
 		CreatedAt: protobuf.Time(info.GetCreatedAt()), UpdatedAt: protobuf.Time(info.GetUpdatedAt()),
 	}
 }
@@ -50,7 +50,7 @@ func (r treeRows) Put(row *snapshots.Row) error {
 			Name: row.Name, Parent: row.Parent, Kind: snapshotapi.Kind(row.Kind), Labels: row.Labels,
 			CreatedAt: protobuf.Timestamp(row.CreatedAt), UpdatedAt: protobuf.Timestamp(row.UpdatedAt),
 		},
-		Id: uint64(row.ID), Size: row.Usage.Size, Inodes: row.Usage.Inodes,
+		Id: uint64(row.ID), Size: row.Usage.Size, Inodes: row.Usage.Inodes, Remote: row.Remote,
 	}
 	if err := r.tx.makeNamespace(r.ns); err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -16,7 +15,7 @@ import (
 )
 
 // Snapshots is one snapshotter's snapshots of a namespace: names and rules as
-// rows, directories by a driver.
+// rows, directories by a driver, or by a snapshotter outside of the daemon.
 type Snapshots struct {
 	db     *DB
 	scope  Scope
@@ -33,13 +32,26 @@ func (db *DB) Snapshotter(s Scope, name string) (*Snapshots, error) {
 	}
 	d := db.drivers[name]
 	if d == nil {
+		d = db.remotes[name]
+	}
+	if d == nil {
 		return nil, fmt.Errorf("snapshotter %q is not there, only %q: %w", short(name), db.Snapshotters(), errdefs.ErrInvalidArgument)
 	}
 	return &Snapshots{db, s, d}, nil
 }
 
-// Snapshotters lists the names of the drivers, sorted.
-func (db *DB) Snapshotters() []string { return slices.Sorted(maps.Keys(db.drivers)) }
+// Snapshotters lists the names of all snapshotters, sorted.
+func (db *DB) Snapshotters() []string {
+	return slices.Sorted(func(yield func(string) bool) {
+		for _, all := range []map[string]*driver{db.drivers, db.remotes} {
+			for name := range all {
+				if !yield(name) {
+					return
+				}
+			}
+		}
+	})
+}
 
 // Rebases tells whether a layer that was prepared without a parent can take one on
 // at its commit: then layers can be laid down before those below them are there.
@@ -82,7 +94,7 @@ func (s *Snapshots) check(what, name string) error {
 }
 
 // Stat implements snapshots.Snapshotter: NotFound.
-func (s *Snapshots) Stat(_ context.Context, key string) (snapshots.Info, error) {
+func (s *Snapshots) Stat(ctx context.Context, key string) (snapshots.Info, error) {
 	if err := s.check("snapshot key", key); err != nil {
 		return snapshots.Info{}, err
 	}
@@ -94,6 +106,9 @@ func (s *Snapshots) Stat(_ context.Context, key string) (snapshots.Info, error) 
 	if err != nil {
 		return snapshots.Info{}, err
 	}
+	if s.driver.remote != nil {
+		return s.remoteStat(ctx, row)
+	}
 	return row.Info(), nil
 }
 
@@ -102,8 +117,19 @@ func (s *Snapshots) Update(ctx context.Context, info snapshots.Info, fields ...s
 	if err := s.check("snapshot key", info.Name); err != nil {
 		return snapshots.Info{}, err
 	}
-	var row *snapshots.Row
-	err := s.db.Update(ctx, func(tx *Tx) (err error) {
+	if s.driver.remote != nil {
+		return s.remoteUpdate(ctx, info, fields)
+	}
+	row, err := s.updateRow(ctx, info, fields)
+	if err != nil {
+		return snapshots.Info{}, err
+	}
+	return row.Info(), nil
+}
+
+// updateRow changes the labels of a row.
+func (s *Snapshots) updateRow(ctx context.Context, info snapshots.Info, fields []string) (row *snapshots.Row, err error) {
+	err = s.db.Update(ctx, func(tx *Tx) (err error) {
 		tree := s.tree(tx)
 		row, err = tree.Stat(info.Name)
 		if err != nil {
@@ -117,10 +143,7 @@ func (s *Snapshots) Update(ctx context.Context, info snapshots.Info, fields ...s
 		tx.garbage = tx.garbage || losesReference(before, row.Labels)
 		return tree.Rows.Put(row)
 	})
-	if err != nil {
-		return snapshots.Info{}, err
-	}
-	return row.Info(), nil
+	return row, err
 }
 
 // Usage implements snapshots.Snapshotter: NotFound. That of a committed
@@ -137,6 +160,13 @@ func (s *Snapshots) Usage(ctx context.Context, key string) (snapshots.Usage, err
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
+	if s.driver.remote != nil {
+		usage, err := s.backend().Usage(ctx, row.Remote)
+		if err != nil {
+			return snapshots.Usage{}, fmt.Errorf("snapshot %q: %w", short(key), err)
+		}
+		return usage, nil
+	}
 	if row.Kind == snapshots.Committed {
 		return row.Usage, nil
 	}
@@ -150,7 +180,7 @@ func (s *Snapshots) Usage(ctx context.Context, key string) (snapshots.Usage, err
 }
 
 // Mounts implements snapshots.Snapshotter: NotFound, FailedPrecondition.
-func (s *Snapshots) Mounts(_ context.Context, key string) ([]mount.Mount, error) {
+func (s *Snapshots) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	if err := s.check("snapshot key", key); err != nil {
 		return nil, err
 	}
@@ -165,6 +195,13 @@ func (s *Snapshots) Mounts(_ context.Context, key string) ([]mount.Mount, error)
 	if err != nil {
 		return nil, err
 	}
+	if s.driver.remote != nil {
+		mounts, err := s.backend().Mounts(ctx, row.Remote)
+		if err != nil {
+			return nil, fmt.Errorf("snapshot %q: %w", short(key), err)
+		}
+		return mounts, nil
+	}
 	mounts, err := s.driver.Mounts(row.ID, parents, snapshots.CreateOptions{Kind: row.Kind, Labels: inherited(row.Labels)})
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %q: mounts: %w", short(key), err)
@@ -175,9 +212,9 @@ func (s *Snapshots) Mounts(_ context.Context, key string) ([]mount.Mount, error)
 // All implements snapshots.Snapshotter: the snapshots that one of the filters
 // matches, in byte order of their names. They are those of one moment; no
 // transaction is open while they are handed out.
-func (s *Snapshots) All(_ context.Context, filters ...string) iter.Seq2[snapshots.Info, error] {
+func (s *Snapshots) All(ctx context.Context, filters ...string) iter.Seq2[snapshots.Info, error] {
 	return func(yield func(snapshots.Info, error) bool) {
-		infos, err := s.list(filters)
+		infos, err := s.list(ctx, filters)
 		if err != nil {
 			yield(snapshots.Info{}, err)
 			return
@@ -190,7 +227,10 @@ func (s *Snapshots) All(_ context.Context, filters ...string) iter.Seq2[snapshot
 	}
 }
 
-func (s *Snapshots) list(filters []string) (infos []snapshots.Info, err error) {
+func (s *Snapshots) list(ctx context.Context, filters []string) (infos []snapshots.Info, err error) {
+	if s.driver.remote != nil {
+		return s.remoteList(ctx, filters)
+	}
 	if err := names.Namespace(s.scope.Namespace); err != nil {
 		return nil, err
 	}

@@ -55,6 +55,9 @@ func (s *Snapshots) create(ctx context.Context, row snapshots.Row) ([]mount.Moun
 		return nil, err
 	}
 
+	if s.driver.remote != nil {
+		return s.remoteCreate(ctx, row, parents)
+	}
 	var land func()
 	row.ID, land = s.driver.takeID()
 	defer land()
@@ -87,6 +90,11 @@ func (s *Snapshots) record(ctx context.Context, row snapshots.Row, parents []sna
 		row.CreatedAt = tx.now
 		if err := s.tree(tx).Create(row, parents); err != nil {
 			return err
+		}
+		if row.Remote != "" {
+			if err := tx.unpend(s.driver.name, row.Remote); err != nil {
+				return err
+			}
 		}
 		if row.Kind == snapshots.Active {
 			tx.publish(s.scope.Namespace, "/snapshot/prepare", &apievents.SnapshotPrepare{
@@ -158,7 +166,9 @@ func (s *Snapshots) Commit(ctx context.Context, name, key, parent string, given 
 		row, err = s.tree(tx).CheckCommit(name, key, parent)
 		return err
 	})
-	if err == nil {
+	if err == nil && s.driver.remote != nil {
+		err = s.remoteCommit(ctx, key, parent, row, snapshots.Row{ID: row.ID, Name: name, Labels: given})
+	} else if err == nil {
 		err = s.commit(ctx, key, parent, snapshots.Row{ID: row.ID, Name: name, Labels: given})
 	}
 	if errors.Is(err, errdefs.ErrAlreadyExists) {
@@ -178,22 +188,7 @@ func (s *Snapshots) commit(ctx context.Context, key, parent string, row snapshot
 			return second(tree.CheckCommit(row.Name, key, parent))
 		})
 	}
-	return s.db.Update(ctx, func(tx *Tx) error {
-		if err := tx.needLease(s.scope); err != nil {
-			return err
-		}
-		row.CreatedAt = tx.now
-		if _, err := s.tree(tx).Commit(key, parent, row); err != nil {
-			return err
-		}
-		tx.publish(s.scope.Namespace, "/snapshot/commit", &apievents.SnapshotCommit{
-			Key: key, Name: row.Name, Snapshotter: s.driver.name,
-		})
-		if err := tx.leave(s.scope, s.resource(), key); err != nil {
-			return err
-		}
-		return tx.join(s.scope, s.resource(), row.Name)
-	})
+	return s.db.Update(ctx, func(tx *Tx) error { return s.recordCommit(tx, key, parent, row) })
 }
 
 // Remove implements snapshots.Snapshotter: NotFound, FailedPrecondition. The
@@ -211,6 +206,10 @@ func (s *Snapshots) Remove(ctx context.Context, key string) error {
 		tx.garbage = true
 		return tx.leave(s.scope, s.resource(), key)
 	})
+	if s.driver.remote != nil {
+		s.driver.remote.signal()
+		return err
+	}
 	// Also after an error, which may have come too late to undo anything.
 	if row != nil && (err == nil || !s.db.hasDirectory(s.driver.name, row.ID)) {
 		s.db.remover.add(directory{s.driver, row.ID})
@@ -224,6 +223,11 @@ func (tx *Tx) removeSnapshot(ns, snapshotter, key string) (*snapshots.Row, error
 	if err != nil {
 		return nil, err
 	}
+	if row.Remote != "" {
+		if err := tx.pend(snapshotter, ns, row.Remote); err != nil {
+			return nil, err
+		}
+	}
 	tx.publish(ns, "/snapshot/remove", &apievents.SnapshotRemove{Key: key, Snapshotter: snapshotter})
 	return row, nil
 }
@@ -231,6 +235,10 @@ func (tx *Tx) removeSnapshot(ns, snapshotter, key string) (*snapshots.Row, error
 // removeDirectory has the directory of a removed row go some time later. The
 // driver may not be there any more: then it stays.
 func (db *DB) removeDirectory(snapshotter string, id snapshots.ID) {
+	if d := db.remotes[snapshotter]; d != nil {
+		d.remote.signal()
+		return
+	}
 	if d := db.drivers[snapshotter]; d != nil {
 		db.remover.add(directory{d, id})
 		return

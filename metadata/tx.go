@@ -38,7 +38,7 @@ var (
 // buckets are all there are, in the order of doc.go.
 var buckets = []string{
 	schemaBucket, namespacesBucket, containerTable.bucket, imageTable.bucket, leaseTable.bucket,
-	heldBucket, blobTable.bucket, ingestTable.bucket, snapshotTable.bucket, childrenBucket, sandboxTable.bucket,
+	heldBucket, blobTable.bucket, ingestTable.bucket, snapshotTable.bucket, childrenBucket, sandboxTable.bucket, pendingBucket,
 }
 
 // Tx is what one function of View or Update sees of the database. It is valid

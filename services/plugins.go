@@ -15,7 +15,8 @@ import (
 // Snapshotter is a snapshot driver as introspection tells of it.
 type Snapshotter struct {
 	Name         string
-	Root         string
+	Root         string // of its directories; "" for another program
+	Address      string // socket of another program
 	Capabilities []string
 	Err          error // why it can't be used; nil if it can
 }
@@ -59,9 +60,13 @@ func plugins(l Layout) []*api.Plugin {
 		{Type: typePrefix + "internal.v1", Id: "opt", Exports: map[string]string{"path": l.OptPath}},
 	}
 	for _, s := range l.Snapshotters {
+		exports := map[string]string{"root": s.Root}
+		if s.Address != "" {
+			exports = map[string]string{"address": s.Address}
+		}
 		list = append(list, initErr(&api.Plugin{
 			Type: typePrefix + "snapshotter.v1", Id: s.Name, Platforms: platform,
-			Capabilities: s.Capabilities, Exports: map[string]string{"root": s.Root},
+			Capabilities: s.Capabilities, Exports: exports,
 		}, s.Err))
 	}
 	for _, id := range []string{

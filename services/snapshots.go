@@ -19,7 +19,7 @@ type snapshotService struct {
 }
 
 // in is the snapshotter that a request names, in the call's namespace.
-func (s *snapshotService) in(ctx context.Context, snapshotter string) (snapshots.Snapshotter, error) {
+func (s *snapshotService) in(ctx context.Context, snapshotter string) (*metadata.Snapshots, error) {
 	return s.db.Snapshotter(anyScope(ctx), snapshotter)
 }
 
@@ -139,12 +139,14 @@ func (s *snapshotService) Usage(ctx context.Context, r *api.UsageRequest) (*api.
 	return &api.UsageResponse{Size: u.Size, Inodes: u.Inodes}, nil
 }
 
-// Cleanup has nothing to do: what was removed goes with the next collection.
+// Cleanup is for snapshotters that are other programs. With the others there is
+// nothing to do.
 func (s *snapshotService) Cleanup(ctx context.Context, r *api.CleanupRequest) (*emptypb.Empty, error) {
-	if _, err := s.in(ctx, r.GetSnapshotter()); err != nil {
+	sn, err := s.in(ctx, r.GetSnapshotter())
+	if err != nil {
 		return nil, err
 	}
-	return nil, notServed("cleanup of snapshotter "+r.GetSnapshotter(), "what was removed goes with the next collection, which deleting a lease with sync brings on")
+	return &emptypb.Empty{}, sn.Cleanup(ctx)
 }
 
 func snapshotToWire(i snapshots.Info) *api.Info {

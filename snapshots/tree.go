@@ -24,7 +24,8 @@ type Row struct {
 	Name      string // the key; after a commit the committed name
 	Parent    string // name of the parent, "" without one
 	Labels    map[string]string
-	Usage     Usage // of a committed one, measured at its commit
+	Usage     Usage  // of a committed one, measured at its commit
+	Remote    string // its key at a snapshotter outside of the daemon; "" in a driver
 	CreatedAt time.Time
 	UpdatedAt time.Time
 }

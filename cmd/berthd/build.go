@@ -148,7 +148,7 @@ func (p *parts) openStores(ctx context.Context) (_ stores, err error) {
 	}
 	p.opened(s.drivers)
 	s.db, err = metadata.Open(ctx, metadata.Options{
-		Path: filepath.Join(p.cfg.Root, database), Content: blobs, Drivers: s.drivers.usable(),
+		Path: filepath.Join(p.cfg.Root, database), Content: blobs, Drivers: s.drivers.usable(), Remotes: s.drivers.remotes(),
 		Isolated: p.cfg.Sharing == config.Isolated, Publish: s.publish, Log: p.log,
 	})
 	if err != nil {

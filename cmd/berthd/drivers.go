@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +21,7 @@ import (
 	"github.com/berthd/berth/snapshots"
 	"github.com/berthd/berth/snapshots/native"
 	"github.com/berthd/berth/snapshots/overlay"
+	"github.com/berthd/berth/snapshots/proxy"
 )
 
 // Names of the snapshotters, as clients know them.
@@ -36,7 +40,8 @@ type drivers []driver
 type driver struct {
 	name, root string
 	snapshots.Driver
-	err error // why it can't be used
+	remote *proxy.Client // instead of the driver: another program
+	err    error         // why it can't be used
 }
 
 // openDrivers opens every driver that this machine can use. That overlay is not
@@ -64,18 +69,62 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 		return nil, fmt.Errorf("snapshotter %s: %w", plain.name, err)
 	}
 	all = append(all, plain)
-	if cfg.Snapshotter != "" && all.usable()[cfg.Snapshotter] == nil {
-		for _, d := range all {
-			if d.name == cfg.Snapshotter {
-				return nil, fmt.Errorf("configuration key snapshotter: %q: %w", cfg.Snapshotter, d.err)
-			}
-		}
-		return nil, fmt.Errorf("configuration key snapshotter: there is no %q; choose %s or %s", cfg.Snapshotter, overlayName, nativeName)
+	if err := all.openProxies(cfg, log); err != nil {
+		return nil, err
+	}
+	if err := all.has(cfg.Snapshotter); err != nil {
+		return nil, err
 	}
 	if over.err != nil {
 		log.Warn("snapshotter overlayfs can't be used; native copies every layer instead", "error", over.err)
 	}
 	return all, nil
+}
+
+// has tells whether the snapshotter that the configuration wants can be used.
+func (all drivers) has(wanted string) error {
+	if wanted == "" {
+		return nil
+	}
+	var names []string
+	for _, d := range all {
+		if d.name == wanted && d.err == nil {
+			return nil
+		}
+		if d.name == wanted {
+			return fmt.Errorf("configuration key snapshotter: %q: %w", wanted, d.err)
+		}
+		names = append(names, d.name)
+	}
+	return fmt.Errorf("configuration key snapshotter: there is no %q; choose one of %s", wanted, strings.Join(names, ", "))
+}
+
+// openProxies opens the snapshotters that are other programs. That one does not
+// answer is told and is no error: it may come later.
+func (all *drivers) openProxies(cfg config.Config, log *slog.Logger) error {
+	for _, name := range slices.Sorted(maps.Keys(cfg.Proxies)) {
+		p := cfg.Proxies[name]
+		client, err := proxy.Open(proxy.Config{Name: name, Address: p.Address, Capabilities: p.Capabilities, Timeout: p.Timeout.Duration})
+		if err != nil {
+			return err
+		}
+		*all = append(*all, driver{name: name, remote: client})
+		if err := client.Ping(context.Background()); err != nil {
+			log.Warn("remote snapshotter not there; it is used as soon as it is", "snapshotter", name, "address", p.Address, "error", err)
+		}
+	}
+	return nil
+}
+
+// remotes are the snapshotters that are other programs, by name.
+func (all drivers) remotes() map[string]snapshots.Remote {
+	out := map[string]snapshots.Remote{}
+	for _, d := range all {
+		if d.remote != nil {
+			out[d.name] = d.remote
+		}
+	}
+	return out
 }
 
 // probed is what overlay.Probe and overlay.ProbeRemap have found.
@@ -154,7 +203,10 @@ func (all drivers) told() []services.Snapshotter {
 	for _, d := range all {
 		s := services.Snapshotter{Name: d.name, Root: d.root, Err: d.err}
 		if d.Driver != nil {
-			s.Capabilities = d.Capabilities()
+			s.Capabilities = d.Driver.Capabilities()
+		}
+		if d.remote != nil {
+			s.Capabilities, s.Address = d.remote.Capabilities(), d.remote.Address()
 		}
 		out = append(out, s)
 	}
@@ -167,6 +219,9 @@ func (all drivers) Close() error {
 	for _, d := range all {
 		if c, ok := d.Driver.(io.Closer); ok {
 			errs = append(errs, c.Close())
+		}
+		if d.remote != nil {
+			errs = append(errs, d.remote.Close())
 		}
 	}
 	return errors.Join(errs...)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -40,7 +41,7 @@ func TestCommandsWithoutADaemon(t *testing.T) {
 	if out, err := call("config", "check", path); err != nil || !strings.Contains(out, "good") {
 		t.Errorf("the printed default: %q, error %v", out, err)
 	}
-	if c, err := config.Load(path); err != nil || c != config.Default() {
+	if c, err := config.Load(path); err != nil || !reflect.DeepEqual(c, config.Default()) {
 		t.Errorf("the printed default reads as %+v, error %v", c, err)
 	}
 	if err := os.WriteFile(path, []byte("state = '/x'\nnonsense = 1\n"), 0o600); err != nil {

@@ -50,7 +50,7 @@ func (c *Config) Check() error {
 			errs = append(errs, fmt.Errorf("configuration key %s: %s: %w", check.key, check.wrong, errdefs.ErrInvalidArgument))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.checkExtensions()...)...)
 }
 
 // when gives the text if something is wrong, else "".
@@ -129,10 +129,10 @@ func Fixed(running, loaded Config) []string {
 func differing(prefix string, a, b reflect.Value) []string {
 	var keys []string
 	for i := range a.NumField() {
-		key := prefix + a.Type().Field(i).Tag.Get("toml")
+		key := prefix + tomlName(a.Type().Field(i))
 		if f := a.Field(i); f.Kind() == reflect.Struct && f.Type() != reflect.TypeFor[Duration]() {
 			keys = append(keys, differing(key+".", a.Field(i), b.Field(i))...)
-		} else if !a.Field(i).Equal(b.Field(i)) {
+		} else if !reflect.DeepEqual(f.Interface(), b.Field(i).Interface()) {
 			keys = append(keys, key)
 		}
 	}

@@ -31,6 +31,11 @@ type Config struct {
 	Events      Events   `toml:"events"`
 	Memory      Memory   `toml:"memory"`
 	Deadlines   Deadline `toml:"deadlines" comment:"How long the daemon waits for what it calls."`
+
+	Overlay    Overlay              `toml:"overlay"`
+	Verifiers  Verifiers            `toml:"image_verifiers"`
+	Proxies    map[string]Proxy     `toml:"proxy_snapshotters,omitempty" comment:"Snapshotters that are other programs: [proxy_snapshotters.NAME]."`
+	Processors map[string]Processor `toml:"stream_processors,omitempty" comment:"Programs between a layer's blob and its tar: [stream_processors.ID]."`
 }
 
 // GRPC says where clients find the daemon.
@@ -119,6 +124,8 @@ func Default() Config {
 			Start:    Duration{time.Minute},
 			Delete:   Duration{time.Minute},
 		},
+		Overlay:   Overlay{UserXattr: Auto},
+		Verifiers: Verifiers{Dir: "/etc/berth/image-verifiers", Max: 10, Timeout: Duration{10 * time.Second}},
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ func TestDefaultIsValidAndPrintsBackToItself(t *testing.T) {
 	if err != nil {
 		t.Fatalf("the printed default does not read back: %v\n%s", err, text.String())
 	}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the printed default reads back as %+v, want %+v", got, want)
 	}
 	got.Complete()
@@ -45,7 +46,7 @@ func TestParseOverridesDefaults(t *testing.T) {
 	want := Default()
 	want.State, want.GC.ScheduleDelay = "/run/b", Duration{90 * time.Second}
 	want.GRPC = GRPC{Address: "/run/b/berth.sock", GID: 7}
-	if c != want {
+	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v\nwant %+v", c, want)
 	}
 	if c.TTRPCAddress() != "/run/b/berth.sock.ttrpc" {
@@ -61,6 +62,7 @@ func TestParseErrorsSayWhereAndWhatToDo(t *testing.T) {
 		{"top", "root = '/a'\nroott = 1\n", []string{"f:2:", `unknown key "roott"`, "known at the top:", "snapshotter", "berthd config default"}},
 		{"nested", "[gc]\n\npause = 1\n", []string{"f:3:", `unknown key "gc.pause"`, "known in [gc]: pause_threshold, schedule_delay, startup_delay"}},
 		{"table", "[gcc]\npause = 1\n", []string{"f:", `"gcc`}},
+		{"proxy", "[proxy_snapshotters.far]\naddres = '/s'\n", []string{"f:2:", "known in [proxy_snapshotters.far]: address, capabilities, timeout"}},
 		{"two", "a = 1\nb = 2\n", []string{`f:1: unknown key "a"`, `f:2: unknown key "b"`}},
 		{"type", "root = 5\n", []string{"f:1:"}},
 		{"no unit", "[gc]\nschedule_delay = 5\n", []string{"configuration f:", `missing unit in duration "5"`}},
@@ -103,6 +105,22 @@ func TestCheckNamesTheKey(t *testing.T) {
 		{"journal", "events.max_bytes: ", func(c *Config) { c.Events.MaxBytes = 3 }},
 		{"drain", "deadlines.drain: ", func(c *Config) { c.Deadlines.Drain.Duration = 0 }},
 		{"shim", "shim: ", func(c *Config) { c.Shim = "bin/berth-shim" }},
+		{"proxy without a socket", "proxy_snapshotters.far.address: ", func(c *Config) { c.Proxies = map[string]Proxy{"far": {}} }},
+		{"proxy with our name", "proxy_snapshotters.native: ", func(c *Config) { c.Proxies = map[string]Proxy{"native": {Address: "/s"}} }},
+		{"proxy with a bad name", "proxy_snapshotters.a b: ", func(c *Config) { c.Proxies = map[string]Proxy{"a b": {Address: "/s"}} }},
+		{"processor by name", "stream_processors.p.path: ", func(c *Config) {
+			c.Processors = map[string]Processor{"p": {Accepts: []string{"a"}, Returns: "b", Path: "gunzip"}}
+		}},
+		{"processor in a ring", "stream_processors.p.returns: ", func(c *Config) {
+			c.Processors = map[string]Processor{"p": {Accepts: []string{"a"}, Returns: "a", Path: "/p"}}
+		}},
+		{"environment", "stream_processors.p.env: ", func(c *Config) {
+			c.Processors = map[string]Processor{"p": {Accepts: []string{"a"}, Returns: "b", Path: "/p", Env: []string{"X"}}}
+		}},
+		{"userxattr", "overlay.userxattr: ", func(c *Config) { c.Overlay.UserXattr = "maybe" }},
+		{"quota", "overlay.quota: ", func(c *Config) { c.Overlay.Quota = "ten" }},
+		{"verifiers", "image_verifiers.dir: ", func(c *Config) { c.Verifiers.Dir = "bin" }},
+		{"no verifier", "image_verifiers.max: ", func(c *Config) { c.Verifiers.Max = 0 }},
 		{"runtime", "runtime.binary: ", func(c *Config) { c.Runtime.Binary = "" }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -141,6 +159,36 @@ func TestLoad(t *testing.T) {
 	}
 	if _, err := Load(path); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("an endless file: %v", err)
+	}
+}
+
+// TestExtensions reads the tables that have names of the user's own.
+func TestExtensions(t *testing.T) {
+	c, err := Parse("f", []byte(`
+[proxy_snapshotters.far]
+address = '/run/far.sock'
+[stream_processors."io.example.gz"]
+accepts = ['a+gz']
+returns = 'a'
+path = '/bin/gunzip'
+args = ['-c']
+timeout = '1m'
+[overlay]
+quota = '10GiB'
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Complete()
+	if err := c.Check(); err != nil {
+		t.Error(err)
+	}
+	want := Processor{Accepts: []string{"a+gz"}, Returns: "a", Path: "/bin/gunzip", Args: []string{"-c"}, Timeout: Duration{time.Minute}}
+	if c.Proxies["far"].Address != "/run/far.sock" || !reflect.DeepEqual(c.Processors["io.example.gz"], want) {
+		t.Errorf("%+v", c)
+	}
+	if fixed := Fixed(Default(), c); !reflect.DeepEqual(fixed, []string{"grpc.address", "overlay.quota", "proxy_snapshotters", "stream_processors"}) {
+		t.Errorf("%v", fixed)
 	}
 }
 

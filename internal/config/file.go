@@ -98,8 +98,12 @@ func keysAt(t reflect.Type, path []string) []string {
 	var keys []string
 	for i := range t.NumField() {
 		f := t.Field(i)
-		key := f.Tag.Get("toml")
-		if len(path) > 0 && key == path[0] {
+		key := tomlName(f)
+		switch {
+		case len(path) == 0 || key != path[0]:
+		case f.Type.Kind() == reflect.Map && len(path) > 1: // a table with names of the user's own
+			return keysAt(f.Type.Elem(), path[2:])
+		default:
 			return keysAt(f.Type, path[1:])
 		}
 		keys = append(keys, key)
@@ -109,6 +113,12 @@ func keysAt(t reflect.Type, path []string) []string {
 	}
 	sort.Strings(keys)
 	return keys
+}
+
+// tomlName is the key of a field.
+func tomlName(f reflect.StructField) string {
+	name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+	return name
 }
 
 // Write writes the configuration as a file that Load reads back to the same

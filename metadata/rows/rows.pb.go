@@ -12,6 +12,7 @@ package rows
 import (
 	v11 "github.com/berthd/berth/api/services/content/v1"
 	v1 "github.com/berthd/berth/api/services/snapshots/v1"
+	types "github.com/berthd/berth/api/types"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -88,8 +89,11 @@ type Snapshot struct {
 	// Number of its directory within the driver; never used twice.
 	Id uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	// Usage without parents, measured at commit. Zero before.
-	Size          int64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
-	Inodes        int64 `protobuf:"varint,4,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	Size   int64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Inodes int64 `protobuf:"varint,4,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	// Its key at a snapshotter outside of the daemon: NAMESPACE/N/KEY, or what
+	// that one calls it. Empty in a driver.
+	Remote        string `protobuf:"bytes,5,opt,name=remote,proto3" json:"remote,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -152,6 +156,93 @@ func (x *Snapshot) GetInodes() int64 {
 	return 0
 }
 
+func (x *Snapshot) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+// Activation is a set of mounts that the daemon has made for a client.
+type Activation struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Info      *types.ActivationInfo  `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// It goes when nothing refers to it.
+	Temporary bool `protobuf:"varint,3,opt,name=temporary,proto3" json:"temporary,omitempty"`
+	// The boot in which it was mounted: with that it ended.
+	BootId string `protobuf:"bytes,4,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// Number of its directory; never used twice within a boot.
+	Id            uint64 `protobuf:"varint,5,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Activation) Reset() {
+	*x = Activation{}
+	mi := &file_metadata_rows_rows_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Activation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Activation) ProtoMessage() {}
+
+func (x *Activation) ProtoReflect() protoreflect.Message {
+	mi := &file_metadata_rows_rows_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Activation.ProtoReflect.Descriptor instead.
+func (*Activation) Descriptor() ([]byte, []int) {
+	return file_metadata_rows_rows_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Activation) GetInfo() *types.ActivationInfo {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *Activation) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Activation) GetTemporary() bool {
+	if x != nil {
+		return x.Temporary
+	}
+	return false
+}
+
+func (x *Activation) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *Activation) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 // Ingest is an upload that has not become a blob.
 type Ingest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -167,7 +258,7 @@ type Ingest struct {
 
 func (x *Ingest) Reset() {
 	*x = Ingest{}
-	mi := &file_metadata_rows_rows_proto_msgTypes[2]
+	mi := &file_metadata_rows_rows_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -179,7 +270,7 @@ func (x *Ingest) String() string {
 func (*Ingest) ProtoMessage() {}
 
 func (x *Ingest) ProtoReflect() protoreflect.Message {
-	mi := &file_metadata_rows_rows_proto_msgTypes[2]
+	mi := &file_metadata_rows_rows_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -192,7 +283,7 @@ func (x *Ingest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ingest.ProtoReflect.Descriptor instead.
 func (*Ingest) Descriptor() ([]byte, []int) {
-	return file_metadata_rows_rows_proto_rawDescGZIP(), []int{2}
+	return file_metadata_rows_rows_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Ingest) GetStatus() *v11.Status {
@@ -220,16 +311,25 @@ var File_metadata_rows_rows_proto protoreflect.FileDescriptor
 
 const file_metadata_rows_rows_proto_rawDesc = "" +
 	"\n" +
-	"\x18metadata/rows/rows.proto\x12\x13berth.metadata.rows\x1a%api/services/content/v1/content.proto\x1a)api/services/snapshots/v1/snapshots.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n" +
+	"\x18metadata/rows/rows.proto\x12\x13berth.metadata.rows\x1a%api/services/content/v1/content.proto\x1a)api/services/snapshots/v1/snapshots.proto\x1a\x15api/types/mount.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n" +
 	"\x06Schema\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x129\n" +
 	"\n" +
-	"created_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\x82\x01\n" +
+	"created_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\x9a\x01\n" +
 	"\bSnapshot\x12:\n" +
 	"\x04info\x18\x01 \x01(\v2&.containerd.services.snapshots.v1.InfoR\x04info\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06inodes\x18\x04 \x01(\x03R\x06inodes\"\xa4\x01\n" +
+	"\x06inodes\x18\x04 \x01(\x03R\x06inodes\x12\x16\n" +
+	"\x06remote\x18\x05 \x01(\tR\x06remote\"\xc4\x01\n" +
+	"\n" +
+	"Activation\x124\n" +
+	"\x04info\x18\x01 \x01(\v2 .containerd.types.ActivationInfoR\x04info\x129\n" +
+	"\n" +
+	"created_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1c\n" +
+	"\ttemporary\x18\x03 \x01(\bR\ttemporary\x12\x17\n" +
+	"\aboot_id\x18\x04 \x01(\tR\x06bootId\x12\x0e\n" +
+	"\x02id\x18\x05 \x01(\x04R\x02id\"\xa4\x01\n" +
 	"\x06Ingest\x12>\n" +
 	"\x06status\x18\x01 \x01(\v2&.containerd.services.content.v1.StatusR\x06status\x12\x1f\n" +
 	"\vbackend_ref\x18\x02 \x01(\tR\n" +
@@ -249,25 +349,29 @@ func file_metadata_rows_rows_proto_rawDescGZIP() []byte {
 	return file_metadata_rows_rows_proto_rawDescData
 }
 
-var file_metadata_rows_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_metadata_rows_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_metadata_rows_rows_proto_goTypes = []any{
 	(*Schema)(nil),                // 0: berth.metadata.rows.Schema
 	(*Snapshot)(nil),              // 1: berth.metadata.rows.Snapshot
-	(*Ingest)(nil),                // 2: berth.metadata.rows.Ingest
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
-	(*v1.Info)(nil),               // 4: containerd.services.snapshots.v1.Info
-	(*v11.Status)(nil),            // 5: containerd.services.content.v1.Status
+	(*Activation)(nil),            // 2: berth.metadata.rows.Activation
+	(*Ingest)(nil),                // 3: berth.metadata.rows.Ingest
+	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(*v1.Info)(nil),               // 5: containerd.services.snapshots.v1.Info
+	(*types.ActivationInfo)(nil),  // 6: containerd.types.ActivationInfo
+	(*v11.Status)(nil),            // 7: containerd.services.content.v1.Status
 }
 var file_metadata_rows_rows_proto_depIdxs = []int32{
-	3, // 0: berth.metadata.rows.Schema.created_at:type_name -> google.protobuf.Timestamp
-	4, // 1: berth.metadata.rows.Snapshot.info:type_name -> containerd.services.snapshots.v1.Info
-	5, // 2: berth.metadata.rows.Ingest.status:type_name -> containerd.services.content.v1.Status
-	3, // 3: berth.metadata.rows.Ingest.expires_at:type_name -> google.protobuf.Timestamp
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	4, // 0: berth.metadata.rows.Schema.created_at:type_name -> google.protobuf.Timestamp
+	5, // 1: berth.metadata.rows.Snapshot.info:type_name -> containerd.services.snapshots.v1.Info
+	6, // 2: berth.metadata.rows.Activation.info:type_name -> containerd.types.ActivationInfo
+	4, // 3: berth.metadata.rows.Activation.created_at:type_name -> google.protobuf.Timestamp
+	7, // 4: berth.metadata.rows.Ingest.status:type_name -> containerd.services.content.v1.Status
+	4, // 5: berth.metadata.rows.Ingest.expires_at:type_name -> google.protobuf.Timestamp
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_metadata_rows_rows_proto_init() }
@@ -281,7 +385,7 @@ func file_metadata_rows_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_metadata_rows_rows_proto_rawDesc), len(file_metadata_rows_rows_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
