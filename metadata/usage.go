@@ -70,6 +70,14 @@ type survey struct {
 	leaves  map[node][]thing // of an image: snapshots of it that no other of its stands on
 	images  map[node]string  // names that containers have as their image
 	garbage map[thing]bool   // in all namespaces
+	without map[node]bool    // roots that are to count as none
+}
+
+func newSurvey(db *DB) *survey {
+	return &survey{
+		db: db, objects: map[thing]*Object{}, things: map[node]thing{}, reach: map[node][]thing{},
+		leaves: map[node][]thing{}, images: map[node]string{}, garbage: map[thing]bool{},
+	}
 }
 
 type activeSnapshot struct {
@@ -81,10 +89,7 @@ type activeSnapshot struct {
 // Usage measures what each object takes and who keeps it. The files of what is
 // being written are measured now, those of layers were at their commit.
 func (db *DB) Usage(ctx context.Context) (Usage, error) {
-	s := &survey{
-		db: db, objects: map[thing]*Object{}, things: map[node]thing{}, reach: map[node][]thing{},
-		leaves: map[node][]thing{}, images: map[node]string{}, garbage: map[thing]bool{},
-	}
+	s := newSurvey(db)
 	if err := db.View(func(tx *Tx) error { return s.look(ctx, tx) }); err != nil {
 		return Usage{}, err
 	}
@@ -107,6 +112,7 @@ func (s *survey) look(ctx context.Context, tx *Tx) error {
 		return err
 	}
 	all := newMarker(tx.now, s.db.ingests.isHeld)
+	all.without = s.without
 	if err := all.roots(ctx, tx); err != nil {
 		return err
 	}

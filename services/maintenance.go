@@ -7,6 +7,8 @@ import (
 
 	"github.com/berthd/berth/api/berth/maintenance/v1"
 	"github.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc"
+	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/internal/logs"
 	"github.com/berthd/berth/metadata"
 	"github.com/berthd/berth/runtime"
 )
@@ -14,14 +16,25 @@ import (
 type maintenanceService struct {
 	maintenancegrpc.UnimplementedMaintenanceServer
 	db      *metadata.DB
+	images  *images.Store
+	fetch   metadata.Fetcher // nil: repairs fetch nothing
+	logs    *logs.Store
 	tasks   *runtime.Tasks
 	collect collector
+	// deleted is told of the record of a container that is gone.
+	deleted func(ctx context.Context, namespace, id string)
 	failing func() []runtime.Finding
 }
 
 func (s *maintenanceService) Check(r *maintenance.CheckRequest, stream grpc.ServerStreamingServer[maintenance.Problem]) error {
-	for p := range s.db.Check(stream.Context(), metadata.CheckOptions{ReadContent: r.GetReadContent()}) {
-		if err := stream.Send(&maintenance.Problem{Kind: p.Kind, Namespace: p.Namespace, Object: p.Object, Text: p.Text}); err != nil {
+	o := images.CheckOptions{Deep: r.GetReadContent(), Images: r.GetImages(), Repair: r.GetRepair()}
+	if !r.GetNoFetch() {
+		o.Fetch = s.fetch
+	}
+	for p := range s.images.Check(stream.Context(), o) {
+		if err := stream.Send(&maintenance.Problem{
+			Kind: p.Kind, Namespace: p.Namespace, Object: p.Object, Text: p.Text, Repaired: p.Repaired, Failed: p.Failed, Note: p.Note,
+		}); err != nil {
 			return err
 		}
 	}

@@ -139,7 +139,10 @@ func (s *Server) register(c Config, pidns uint64, running context.Context) {
 	eventsgrpc.RegisterEventsServer(g, &eventService{journal: c.Journal, forward: c.Tasks.Forwarded})
 	tasksgrpc.RegisterTasksServer(g, &taskService{db: c.DB, tasks: c.Tasks})
 	bimagesgrpc.RegisterImagesServer(g, &importService{store: c.Images})
-	maintenancegrpc.RegisterMaintenanceServer(g, &maintenanceService{db: c.DB, tasks: c.Tasks, collect: c.Collect, failing: c.Failing})
+	maintenancegrpc.RegisterMaintenanceServer(g, &maintenanceService{
+		db: c.DB, images: c.Images, fetch: NewFetcher(c.Remotes), logs: c.Logs, tasks: c.Tasks,
+		collect: c.Collect, deleted: c.removeLog, failing: c.Failing,
+	})
 	logsgrpc.RegisterLogsServer(g, &logService{store: c.Logs, tasks: c.Tasks})
 }
 
