@@ -8,7 +8,7 @@ import (
 )
 
 // fillContainers makes n records of the size that a run makes.
-func fillContainers(b *testing.B, db *DB, s Scope, n int) {
+func fillContainers(b testing.TB, db *DB, s Scope, n int) {
 	b.Helper()
 	spec := make([]byte, 6<<10)
 	for from := 0; from < n; from += 1000 {

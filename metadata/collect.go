@@ -44,6 +44,7 @@ type collection struct {
 
 	candidates []node // unmarked when the mark ended, what refers before what is referred to
 	later      []node // snapshots that had children when their turn came
+	rows       int    // removed in one transaction at most
 }
 
 // removed is what one part of the sweep took from the rows, and what is to go
@@ -73,7 +74,7 @@ func (db *DB) Collect(ctx context.Context) (Report, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(db.ctx, cancel)()
-	c := &collection{db: db, report: Report{Started: db.options.Now()}}
+	c := &collection{db: db, report: Report{Started: db.options.Now()}, rows: db.sweepRows}
 	start := time.Now()
 	err := c.run(ctx)
 	c.report.Duration = time.Since(start)
@@ -161,7 +162,12 @@ func (c *collection) sweep(ctx context.Context) error {
 			if err := c.catchUp(ctx); err != nil {
 				return err
 			}
-			if err := c.sweepPart(ctx); err != nil {
+			err := c.sweepPart(ctx)
+			if isFull(err) && c.rows > 1 {
+				c.rows = 1 // takes the fewest pages
+				continue
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -198,13 +204,13 @@ func (c *collection) sweepPart(ctx context.Context) error {
 		later []node
 		more  bool
 	)
-	j := &job{ctx: ctx, alone: true, fn: func(tx *Tx) (err error) {
+	j := &job{ctx: ctx, sweep: true, fn: func(tx *Tx) (err error) {
 		start := time.Now()
 		gone, done, later, more = removed{}, 0, nil, false
 		if err := c.marker.changed(ctx, tx, tx.barrier.take()); err != nil {
 			return err
 		}
-		for done < min(c.db.sweepRows, len(c.candidates)) && (done%8 != 0 || done == 0 || time.Since(start) < sweepTime) {
+		for done < min(c.rows, len(c.candidates)) && (done%8 != 0 || done == 0 || time.Since(start) < sweepTime) {
 			n := c.candidates[done]
 			done++
 			if c.marker.marks[n] != unmarked {

@@ -33,14 +33,15 @@ var errClosed = fmt.Errorf("metadata: the database is closed: %w", errdefs.ErrUn
 type job struct {
 	ctx   context.Context
 	fn    func(*Tx) error
-	alone bool   // share the transaction with no other
+	sweep bool   // the part of a collection: runs behind those that it shares with
 	plain func() // instead of fn: run between transactions, without one
 
 	taken  atomic.Bool // by the committer to run it, or by its caller to give up
 	answer chan error
 	err    error
 	tx     *Tx
-	// took is how long the committer was busy with a job that is alone.
+	// took is how long the committer was busy with this job: all of a
+	// transaction that it shared with no other.
 	took time.Duration
 }
 
@@ -57,6 +58,7 @@ type committer struct {
 	// how long to wait for as many.
 	expected int
 	patience time.Duration
+	reserve  *reserve
 	// broken is set when it is unknown whether what was written is on disk.
 	broken error
 }
@@ -127,7 +129,7 @@ func (c *committer) gather(first *job) (shared, alone []*job) {
 	var patience <-chan time.Time
 	for j := first; j != nil; {
 		if j.taken.CompareAndSwap(false, true) {
-			if j.alone || j.plain != nil {
+			if j.plain != nil {
 				alone = append(alone, j)
 			} else {
 				shared = append(shared, j)
@@ -163,6 +165,7 @@ func (c *committer) gather(first *job) (shared, alone []*job) {
 // batch runs first and all that wait behind it.
 func (c *committer) batch(first *job) {
 	shared, alone := c.gather(first)
+	shared = arrange(shared)
 	// A function that fails after it wrote spoils the transaction: the others
 	// run again without it, and it runs again on its own, so that its answer
 	// rests on nothing that was rolled back.
@@ -173,6 +176,10 @@ func (c *committer) batch(first *job) {
 		}
 		alone = append(alone, shared[bad])
 		shared = append(shared[:bad:bad], shared[bad+1:]...)
+		if last := len(shared) - 1; last > 0 && shared[last].sweep {
+			// It need not be done over for others' failures.
+			alone, shared = append(alone, shared[last]), shared[:last]
+		}
 	}
 	for _, j := range alone {
 		start := time.Now()
@@ -186,6 +193,17 @@ func (c *committer) batch(first *job) {
 	}
 }
 
+// arrange puts a sweep behind what it shares a transaction with, so that it sees
+// what the others wrote.
+func arrange(jobs []*job) []*job {
+	for i, j := range jobs {
+		if j.sweep {
+			return append(append(jobs[:i:i], jobs[i+1:]...), j)
+		}
+	}
+	return jobs
+}
+
 // attempt runs the jobs in one transaction and answers them all. If one of
 // several fails after it wrote, it answers none and gives the index of that one.
 func (c *committer) attempt(jobs []*job) int {
@@ -197,10 +215,15 @@ func (c *committer) attempt(jobs []*job) int {
 	wrote := false
 	for i, j := range jobs {
 		j.tx = &Tx{bolt: btx, now: c.db.options.Now()}
-		if c.barrier != nil && j.alone {
+		if c.barrier != nil && j.sweep {
 			j.tx.barrier = c.barrier
 		}
+		began := time.Now()
 		j.err = c.db.protect("transaction", func() error { return j.fn(j.tx) })
+		if j.err == nil && j.tx.wrote {
+			j.err = c.reserve.refuse(j.tx.grew)
+		}
+		j.took = time.Since(began)
 		if j.err != nil && j.tx.wrote {
 			c.rollback(btx)
 			if len(jobs) > 1 {
@@ -228,7 +251,9 @@ func (c *committer) attempt(jobs []*job) int {
 
 func (c *committer) answer(jobs []*job, start time.Time, err error) int {
 	for _, j := range jobs {
-		j.took = time.Since(start)
+		if len(jobs) == 1 {
+			j.took = time.Since(start)
+		}
 		if err != nil {
 			j.err = err // what a function said rested on a transaction that is none
 		}
@@ -242,7 +267,9 @@ func (c *committer) begin() (btx *bolt.Tx, err error) {
 		return nil, c.broken
 	}
 	err = c.db.protect("begin a transaction", func() (err error) {
-		btx, err = c.db.bolt.Begin(true)
+		if btx, err = c.db.bolt.Begin(true); err == nil {
+			c.reserve.keep(btx.Size())
+		}
 		return err
 	})
 	return btx, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +44,7 @@ type DB struct {
 	options Options
 	log     *slog.Logger
 	bolt    *bolt.DB
+	file    *os.File // that of bolt, which closes it
 	content content.Store
 	drivers map[string]*driver
 	remotes map[string]*driver // whose snapshots are not directories of ours
@@ -56,6 +58,7 @@ type DB struct {
 	lanes      lanes         // by digest
 	collecting chan struct{} // full while a collection runs
 
+	compactMin int64  // bytes
 	sweepRows  int    // removed in one write transaction at most
 	beforePart func() // nil but in tests: called before each of these transactions
 
@@ -76,6 +79,7 @@ func newDB(o Options) *DB {
 	db := &DB{
 		options: o, log: o.Log, content: o.Content, drivers: map[string]*driver{}, remotes: map[string]*driver{},
 		ingests: newIngests(), collecting: make(chan struct{}, 1), sweepRows: defaultSweepRows,
+		compactMin: defaultCompactMin,
 	}
 	for name, d := range o.Drivers {
 		db.drivers[name] = newDriver(name, d)

@@ -73,17 +73,20 @@ func (db *DB) openFile() error {
 		return err
 	}
 	if !isNew {
-		if err := db.inspect(info.Size()); err != nil {
+		use, err := db.inspect(info.Size())
+		if err != nil {
 			return err
 		}
+		db.compactIfFree(use)
 	}
-	db.bolt, err = db.boltOpen(bolt.Options{
+	db.bolt, err = db.boltOpen(db.options.Path, bolt.Options{
 		NoFreelistSync: true, FreelistType: bolt.FreelistMapType, InitialMmapSize: mapSize, NoStatistics: true,
 	})
 	if err != nil {
 		return openError(err)
 	}
 	db.bolt.AllocSize = growth
+	db.committer.reserve = newReserve(db.options.Path, db.file)
 	if err := db.protect("prepare", db.prepare); err != nil {
 		return errors.Join(err, db.bolt.Close())
 	}
@@ -96,7 +99,7 @@ func (db *DB) openFile() error {
 }
 
 // boltOpen opens the file. After a panic bbolt would leave it open, and locked.
-func (db *DB) boltOpen(o bolt.Options) (file *bolt.DB, err error) {
+func (db *DB) boltOpen(path string, o bolt.Options) (file *bolt.DB, err error) {
 	var opened *os.File
 	o.Timeout = lockTimeout
 	o.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
@@ -104,10 +107,11 @@ func (db *DB) boltOpen(o bolt.Options) (file *bolt.DB, err error) {
 		return opened, err
 	}
 	err = db.protect("open", func() (err error) {
-		file, err = bolt.Open(db.options.Path, 0o600, &o)
+		file, err = bolt.Open(path, 0o600, &o)
 		return err
 	})
 	if err == nil {
+		db.file = opened
 		return file, nil
 	}
 	if opened != nil {
@@ -119,10 +123,10 @@ func (db *DB) boltOpen(o bolt.Options) (file *bolt.DB, err error) {
 }
 
 // inspect looks whether the file is whole. It holds bbolt's lock meanwhile.
-func (db *DB) inspect(size int64) (err error) {
+func (db *DB) inspect(size int64) (use boltfile.Use, err error) {
 	file, err := os.Open(db.options.Path)
 	if err != nil {
-		return err
+		return use, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	for deadline := time.Now().Add(lockTimeout); ; {
@@ -131,14 +135,15 @@ func (db *DB) inspect(size int64) (err error) {
 			break
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("lock: %w", err)
+			return use, fmt.Errorf("lock: %w", err)
 		}
 		if time.Now().After(deadline) {
-			return openError(berrors.ErrTimeout)
+			return use, openError(berrors.ErrTimeout)
 		}
 		time.Sleep(lockRetry)
 	}
-	return openError(boltfile.Verify(file, size))
+	use, err = boltfile.Inspect(file, size)
+	return use, openError(err)
 }
 
 // openError says what an error of bbolt means.
@@ -173,12 +178,21 @@ func checkVersion(tx *bolt.Tx) error {
 	return nil
 }
 
-// prepare makes the buckets and the schema row of a new database.
+// prepare makes the buckets and the schema row of a new database. One that has
+// them it does not write to: the disk may be full.
 func (db *DB) prepare() error {
-	return db.bolt.Update(func(tx *bolt.Tx) error {
-		if err := checkVersion(tx); err != nil {
-			return err
+	ready := true
+	err := db.bolt.View(func(tx *bolt.Tx) error {
+		for _, name := range buckets {
+			ready = ready && tx.Bucket([]byte(name)) != nil
 		}
+		ready = ready && tx.Bucket([]byte(schemaBucket)).Get([]byte(schemaKey)) != nil
+		return checkVersion(tx)
+	})
+	if err != nil || ready {
+		return err
+	}
+	return db.bolt.Update(func(tx *bolt.Tx) error {
 		for _, name := range buckets {
 			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err

@@ -251,8 +251,12 @@ func (s *Snapshots) list(ctx context.Context, filters []string) (infos []snapsho
 	return infos, err
 }
 
+// errRemoved says that a snapshot that was found in place of the wanted one was
+// removed before it could join the lease.
+var errRemoved = fmt.Errorf("removed at this moment: %w", errdefs.ErrUnavailable)
+
 // exists has a snapshot that is there in place of the wanted one join the
-// lease, and gives the error that told of it.
+// lease, and gives the error that told of it; errRemoved if it is gone by now.
 func (s *Snapshots) exists(ctx context.Context, answer error, candidates ...string) error {
 	if s.scope.Lease == "" {
 		return answer
@@ -263,7 +267,7 @@ func (s *Snapshots) exists(ctx context.Context, answer error, candidates ...stri
 				return tx.join(s.scope, s.resource(), name)
 			}
 		}
-		return nil
+		return errRemoved
 	})
 	if err != nil {
 		return err

@@ -30,8 +30,18 @@ func (s *Snapshots) View(ctx context.Context, key, parent string, labels map[str
 	return s.create(ctx, snapshots.Row{Kind: snapshots.View, Name: key, Parent: parent, Labels: labels})
 }
 
-// create makes the directories, then the row.
+// create makes a snapshot, unless one that is there joins the lease in its place.
 func (s *Snapshots) create(ctx context.Context, row snapshots.Row) ([]mount.Mount, error) {
+	for {
+		mounts, err := s.tryCreate(ctx, row)
+		if !errors.Is(err, errRemoved) || ctx.Err() != nil {
+			return mounts, err
+		}
+	}
+}
+
+// tryCreate makes the directories, then the row.
+func (s *Snapshots) tryCreate(ctx context.Context, row snapshots.Row) ([]mount.Mount, error) {
 	if err := s.check("snapshot key", row.Name); err != nil {
 		return nil, err
 	}
@@ -148,6 +158,15 @@ func (db *DB) hasDirectory(snapshotter string, id snapshots.ID) bool {
 // Commit implements snapshots.Snapshotter: NotFound, FailedPrecondition,
 // AlreadyExists, InvalidArgument. The layer is on disk before it has its name.
 func (s *Snapshots) Commit(ctx context.Context, name, key, parent string, given map[string]string) error {
+	for {
+		err := s.tryCommit(ctx, name, key, parent, given)
+		if !errors.Is(err, errRemoved) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (s *Snapshots) tryCommit(ctx context.Context, name, key, parent string, given map[string]string) error {
 	if err := s.check("snapshot key", key); err != nil {
 		return err
 	}

@@ -49,6 +49,7 @@ type Tx struct {
 	now  time.Time
 
 	wrote   bool
+	grew    int64 // bytes by which it makes the database larger
 	events  []event
 	touched []node    // rows written, for the write barrier of a collection
 	garbage bool      // something may have lost what kept it alive
@@ -80,13 +81,22 @@ func (tx *Tx) put(bucket string, key, value []byte) error {
 	if len(key) > maxKey {
 		return fmt.Errorf("name is longer than %d bytes: %w", maxKey, errdefs.ErrInvalidArgument)
 	}
+	b := tx.bolt.Bucket([]byte(bucket))
+	tx.grew += int64(len(key) + len(value))
+	if old := b.Get(key); old != nil {
+		tx.grew -= int64(len(key) + len(old))
+	}
 	tx.wrote = true
-	return tx.bolt.Bucket([]byte(bucket)).Put(key, value)
+	return b.Put(key, value)
 }
 
 func (tx *Tx) delete(bucket string, key []byte) error {
+	b := tx.bolt.Bucket([]byte(bucket))
+	if old := b.Get(key); old != nil {
+		tx.grew -= int64(len(key) + len(old))
+	}
 	tx.wrote = true
-	return tx.bolt.Bucket([]byte(bucket)).Delete(key)
+	return b.Delete(key)
 }
 
 // deletePrefix removes all keys of a bucket that start with prefix.

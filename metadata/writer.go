@@ -29,6 +29,7 @@ type Writer struct {
 	borrowed  *content.Info
 	installed digest.Digest // not empty: the bytes are on disk under their digest
 	tried     bool          // a commit was
+	full      bool          // the disk had no room for it
 	closed    bool
 }
 
@@ -165,7 +166,7 @@ func (w *Writer) Expect(ctx context.Context, want content.Expect) error {
 	if want.Size > 0 {
 		w.want.Size = want.Size
 	}
-	if want.Digest.Validate() != nil || want.Digest == w.want.Digest {
+	if want.Digest.Validate() != nil {
 		return nil
 	}
 	w.want.Digest = want.Digest
@@ -212,9 +213,17 @@ func (w *Writer) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if err := w.own(true); err != nil {
-		return 0, err
+		return 0, w.noRoom(err)
 	}
-	return w.ingest.Write(p)
+	n, err := w.ingest.Write(p)
+	return n, w.noRoom(err)
+}
+
+// noRoom notes whether err is that of a full disk. Then the ingest is not kept
+// for a later writer: it may be what fills the disk.
+func (w *Writer) noRoom(err error) error {
+	w.full = w.full || isFull(err)
+	return err
 }
 
 // Open opens the bytes for reading while they come, see content.Ingest.
@@ -296,7 +305,7 @@ func (w *Writer) drop(ctx context.Context) error {
 }
 
 // Close lets go. The bytes are kept for a later writer, unless the ingest was
-// aborted or committed. Closing twice is no error.
+// aborted or committed, or the disk is full. Closing twice is no error.
 func (w *Writer) Close() error {
 	if w.closed {
 		return nil
@@ -306,7 +315,14 @@ func (w *Writer) Close() error {
 	db := w.blobs.db
 	var err error
 	if w.ingest != nil {
-		err = w.ingest.Close()
+		if w.full && !db.ingests.wasAborted(w.hold) {
+			err = ignoreNotFound(w.blobs.Abort(db.ctx, w.ref))
+		}
+		if db.ingests.wasAborted(w.hold) {
+			// Nobody goes on with the bytes: no need to have them on disk.
+			_ = w.ingest.Truncate(0)
+		}
+		err = errors.Join(err, w.ingest.Close())
 		if db.ingests.wasAborted(w.hold) {
 			err = errors.Join(err, db.discard(db.ctx, w.hold.backend))
 		} else if w.tried {

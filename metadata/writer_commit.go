@@ -43,7 +43,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		return err
 	}
 	w.tried = true
-	info, err := w.install(ctx, size, d)
+	info, err := w.install(ctx, size, d, expected)
 	if err != nil {
 		return err
 	}
@@ -54,8 +54,9 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	return w.Close()
 }
 
-// install has the bytes on disk under their digest.
-func (w *Writer) install(ctx context.Context, size int64, d digest.Digest) (content.Info, error) {
+// install has the bytes on disk under their digest, which is d, said by the
+// caller or by the ingest.
+func (w *Writer) install(ctx context.Context, size int64, d, said digest.Digest) (content.Info, error) {
 	db := w.blobs.db
 	if w.borrowed != nil {
 		if d != w.borrowed.Digest || size > 0 && size != w.borrowed.Size {
@@ -67,10 +68,16 @@ func (w *Writer) install(ctx context.Context, size int64, d digest.Digest) (cont
 	if w.installed == d {
 		return db.content.Stat(ctx, d) // an earlier try failed at the row
 	}
-	info, err := w.ingest.Commit(ctx, size, d)
+	info, err := w.ingest.Commit(ctx, size, said)
+	err = w.noRoom(err)
 	if errors.Is(err, errdefs.ErrAlreadyExists) {
 		// Another namespace's, or from a commit that never got to its row.
 		info, err = db.content.Stat(ctx, d)
+	}
+	if err == nil && info.Digest != d {
+		db.unnamed.add(info.Digest) // its lane is not ours
+		return info, fmt.Errorf("commit ingest %q: its bytes have changed, they are %s and were %s: write them again: %w",
+			short(w.ref), info.Digest, d, errdefs.ErrFailedPrecondition)
 	}
 	if err == nil {
 		w.installed = d

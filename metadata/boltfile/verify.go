@@ -46,23 +46,41 @@ type file struct {
 	used []bool // pages that something refers to
 }
 
+// Use tells how much of a file is in use, in bytes.
+type Use struct {
+	Reached int64 // by the last commit
+	Total   int64 // to the last page that was ever reached, those that are free now included
+}
+
 // Verify reads a bbolt file of that many bytes and gives the first damage that
 // it finds. An error of reading is given as such.
 func Verify(r io.ReaderAt, size int64) error {
+	_, err := Inspect(r, size)
+	return err
+}
+
+// Inspect is Verify, and tells how much of the file is in use.
+func Inspect(r io.ReaderAt, size int64) (Use, error) {
 	m, err := readMeta(r, size)
 	if err != nil {
-		return err
+		return Use{}, err
 	}
 	f := &file{r: r, size: uint64(size), meta: m}
 	if f.pages < 2 || f.pages > f.size/f.pageSize {
-		return fmt.Errorf("%d pages of %d bytes are in use, the file has %d bytes", f.pages, f.pageSize, f.size)
+		return Use{}, fmt.Errorf("%d pages of %d bytes are in use, the file has %d bytes", f.pages, f.pageSize, f.size)
 	}
 	f.used = make([]bool, f.pages)
 	f.used[0], f.used[1] = true, true
 	if err := f.tree(f.root, nil, nil, 0); err != nil {
-		return err
+		return Use{}, err
 	}
-	return f.free()
+	use := Use{Total: int64(f.pages * f.pageSize)}
+	for _, used := range f.used {
+		if used {
+			use.Reached += int64(f.pageSize)
+		}
+	}
+	return use, f.free()
 }
 
 // readMeta finds the meta page that counts. The place of the second depends on
