@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/berthd/berth/diff"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/metadata"
 )
@@ -33,6 +34,7 @@ type Store struct {
 	Snapshotter string           // default for unpacking
 	Log         *slog.Logger     // nil: none
 
+	Layers diff.Options // how they are applied; Lower and SyncFS are not used
 	// Verify is asked before anything but the manifest of a pulled image is fetched;
 	// its error ends the pull. nil: all are taken.
 	Verify func(ctx context.Context, name string, target ocispec.Descriptor) error

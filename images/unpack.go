@@ -270,7 +270,9 @@ func (u *unpacker) apply(ctx context.Context, i int, mounts []mount.Mount, lower
 	defer func() { err = errors.Join(err, from.Close()) }()
 	r := &counter{r: from}
 	r.tell = func(n int64) { tell(u.progress, progressOf(layer, Unpacking, n)) }
-	result, err = diff.Apply(ctx, r, layer.MediaType, mounts, diff.Options{Lower: lower})
+	o := u.store.Layers
+	o.Lower, o.SyncFS = lower, false
+	result, err = diff.Apply(ctx, r, layer.MediaType, mounts, o)
 	if err != nil {
 		return result, err
 	}

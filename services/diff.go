@@ -19,7 +19,8 @@ import (
 
 type diffService struct {
 	diffgrpc.UnimplementedDiffServer
-	db *metadata.DB
+	db     *metadata.DB
+	layers diff.Options // how they are applied
 }
 
 // Apply puts a layer of the namespace's content onto mounts and describes what
@@ -41,8 +42,9 @@ func (s *diffService) Apply(ctx context.Context, r *api.ApplyRequest) (_ *api.Ap
 			err = closeErr
 		}
 	}()
-	applied, err := diff.Apply(ctx, io.NewSectionReader(blob, 0, blob.Size()), r.GetDiff().GetMediaType(),
-		mountsFromWire(r.GetMounts()), diff.Options{SyncFS: r.GetSyncFs()})
+	o := s.layers
+	o.SyncFS = r.GetSyncFs()
+	applied, err := diff.Apply(ctx, io.NewSectionReader(blob, 0, blob.Size()), r.GetDiff().GetMediaType(), mountsFromWire(r.GetMounts()), o)
 	if err != nil {
 		return nil, err
 	}

@@ -134,7 +134,7 @@ func (s *Server) register(c Config, pidns uint64, running context.Context) {
 	imagesgrpc.RegisterImagesServer(g, &imageService{db: c.DB, collect: c.Collect})
 	snapshotsgrpc.RegisterSnapshotsServer(g, &snapshotService{db: c.DB})
 	streaminggrpc.RegisterStreamingServer(g, open)
-	diffgrpc.RegisterDiffServer(g, &diffService{db: c.DB})
+	diffgrpc.RegisterDiffServer(g, &diffService{db: c.DB, layers: c.Images.Layers})
 	leasesgrpc.RegisterLeasesServer(g, &leaseService{db: c.DB, collect: c.Collect})
 	eventsgrpc.RegisterEventsServer(g, &eventService{journal: c.Journal, forward: c.Tasks.Forwarded})
 	tasksgrpc.RegisterTasksServer(g, &taskService{db: c.DB, tasks: c.Tasks})

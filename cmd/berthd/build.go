@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/content"
+	"github.com/berthd/berth/diff"
 	"github.com/berthd/berth/events"
 	"github.com/berthd/berth/gc"
 	"github.com/berthd/berth/images"
@@ -90,7 +91,8 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	}
 	registries := remotes.New(remotes.Config{HostsDir: cfg.Registry.HostsDir, UserAgent: "berth/" + version.Build().Version})
 	p.opened(closing(registries.Close))
-	store := &images.Store{DB: st.db, Platform: platforms.DefaultSpec(), Snapshotter: st.drivers.standard(cfg.Snapshotter), Log: log}
+	store := &images.Store{DB: st.db, Platform: platforms.DefaultSpec(), Snapshotter: st.drivers.standard(cfg.Snapshotter), Log: log,
+		Layers: diff.Options{MaxSize: cfg.Images.MaxLayer}}
 	if err := store.Sweep(ctx); err != nil {
 		log.Warn("what imports have left that were cut off stays for a day", "error", err)
 	}

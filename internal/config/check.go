@@ -27,6 +27,7 @@ func (c *Config) Check() error {
 		{"grpc.gid", atLeast(0, c.GRPC.GID)},
 		{"runtime.binary", when(c.Runtime.Binary == "", "is empty")},
 		{"registry.hosts_dir", optional(c.Registry.HostsDir, directory)},
+		{"images.max_layer_bytes", atLeast(1<<20, c.Images.MaxLayer)},
 		{"log.level", level(c.Log.Level)},
 		{"log.format", when(c.Log.Format != "text" && c.Log.Format != "json", "%q is neither \"text\" nor \"json\"", c.Log.Format)},
 		{"debug.address", optional(c.Debug.Address, func(a string) string { return socketPath(a, "") })},

@@ -24,6 +24,7 @@ type Config struct {
 	GRPC        GRPC     `toml:"grpc"`
 	Runtime     Runtime  `toml:"runtime"`
 	Registry    Registry `toml:"registry"`
+	Images      Images   `toml:"images"`
 	Log         Log      `toml:"log"`
 	Debug       Endpoint `toml:"debug" comment:"pprof on a unix socket; empty: not served."`
 	Metrics     Endpoint `toml:"metrics" comment:"Prometheus at /v1/metrics on a TCP address (host:port) or a unix socket (a path); empty: not served."`
@@ -53,6 +54,11 @@ type Runtime struct {
 // Registry says how registries are reached.
 type Registry struct {
 	HostsDir string `toml:"hosts_dir" comment:"Directory with one for each registry: hosts.toml or certificates, as containerd and docker have it. It need not exist; empty: none."`
+}
+
+// Images bounds what images may ask for.
+type Images struct {
+	MaxLayer int64 `toml:"max_layer_bytes" comment:"Bytes that a layer may have uncompressed; one that has more is refused, be it as small as it may while it is compressed."`
 }
 
 // Log says what the daemon writes on standard error.
@@ -108,6 +114,7 @@ func Default() Config {
 		Sharing:  Shared,
 		Runtime:  Runtime{Binary: "runc"},
 		Registry: Registry{HostsDir: "/etc/berth/certs.d"},
+		Images:   Images{MaxLayer: 1 << 40},
 		Log:      Log{Level: "info", Format: "text"},
 		GC: GC{
 			StartupDelay:   Duration{100 * time.Millisecond},

@@ -121,6 +121,7 @@ func TestCheckNamesTheKey(t *testing.T) {
 		{"quota", "overlay.quota: ", func(c *Config) { c.Overlay.Quota = "ten" }},
 		{"verifiers", "image_verifiers.dir: ", func(c *Config) { c.Verifiers.Dir = "bin" }},
 		{"no verifier", "image_verifiers.max: ", func(c *Config) { c.Verifiers.Max = 0 }},
+		{"layer", "images.max_layer_bytes: ", func(c *Config) { c.Images.MaxLayer = 0 }},
 		{"runtime", "runtime.binary: ", func(c *Config) { c.Runtime.Binary = "" }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
