@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -191,9 +194,9 @@ func (r *Rebuilt) complete(db *DB, path string) error {
 }
 
 // Adopt gives rows to what is on disk and has none, in place of removing it:
-// blobs in the namespace, directories of snapshots as writable snapshots named
-// lost-N, which a label keeps from collection. It is for after a rebuild.
-func (db *DB) Adopt(ctx context.Context, ns string) (blobs, directories int, err error) {
+// blobs in the namespace, directories of snapshots as snapshots named lost-N. A
+// label keeps both from collection. It is for after a rebuild.
+func (db *DB) Adopt(ctx context.Context, ns string) (blobs []digest.Digest, directories int, err error) {
 	for info, err := range db.content.All(ctx) {
 		if err != nil {
 			return blobs, directories, err
@@ -204,7 +207,7 @@ func (db *DB) Adopt(ctx context.Context, ns string) (blobs, directories int, err
 				return nil
 			}
 			return blobTable.Create(tx, ns, info.Digest.String(), &contentapi.Info{
-				Digest: info.Digest.String(), Size: info.Size,
+				Digest: info.Digest.String(), Size: info.Size, Labels: adoptedLabels(tx.now),
 				CreatedAt: timestamppb.New(info.CreatedAt), UpdatedAt: timestamppb.New(tx.now),
 			})
 		})
@@ -212,10 +215,10 @@ func (db *DB) Adopt(ctx context.Context, ns string) (blobs, directories int, err
 			return blobs, directories, fmt.Errorf("blob %s: %w", info.Digest, err)
 		}
 		if adopted {
-			blobs++
+			blobs = append(blobs, info.Digest)
 		}
 	}
-	for _, name := range db.Snapshotters() {
+	for _, name := range slices.Sorted(maps.Keys(db.drivers)) {
 		n, err := db.adoptDirectories(ctx, ns, db.drivers[name])
 		directories += n
 		if err != nil {
@@ -223,6 +226,10 @@ func (db *DB) Adopt(ctx context.Context, ns string) (blobs, directories int, err
 		}
 	}
 	return blobs, directories, nil
+}
+
+func adoptedLabels(now time.Time) map[string]string {
+	return map[string]string{labels.GCRoot: now.UTC().Format(time.RFC3339)}
 }
 
 func (db *DB) adoptDirectories(ctx context.Context, ns string, d *driver) (int, error) {
@@ -242,7 +249,7 @@ func (db *DB) adoptDirectories(ctx context.Context, ns string, d *driver) (int, 
 		err := db.Update(ctx, func(tx *Tx) error {
 			return treeRows{tx, ns, d.name}.Put(&snapshots.Row{
 				ID: id, Kind: kind, Name: lostName + id.String(), CreatedAt: tx.now, UpdatedAt: tx.now,
-				Labels: map[string]string{labels.GCRoot: tx.now.UTC().Format("2006-01-02T15:04:05Z")},
+				Labels: adoptedLabels(tx.now),
 			})
 		})
 		if err != nil {

@@ -44,7 +44,7 @@ func (a *app) imagesCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(a.imagesImportCommand(), a.imagesListCommand(), a.imagesRemoveCommand(), a.imagesInspectCommand(),
-		a.imagesTagCommand(), a.imagesHistoryCommand())
+		a.imagesTagCommand(), a.imagesHistoryCommand(), a.imagesCheckCommand(), a.imagesPruneCommand())
 	return cmd
 }
 

@@ -113,6 +113,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 		part{"restart policies", keeper.Run},
 		part{"garbage collection", collector.Run},
 		part{"sweep of orphans", st.db.Sweep},
+		part{"copies of the database", st.db.KeepGenerations},
 	)
 	return p, nil
 }

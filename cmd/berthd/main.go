@@ -21,6 +21,8 @@ const usage = `berthd runs containers and looks after them.
   berthd [flags] publish --topic TOPIC --namespace NS  publish the event on standard input
   berthd oci-hook -- COMMAND [ARGUMENT]...             be a hook of an OCI runtime: run COMMAND, what the
                                                        runtime says filled in
+  berthd [flags] fsck [--repair] [--deep]              look for damage in the store, and repair it, while no daemon runs
+  berthd [flags] restore FILE                          bring back what berth backup has saved, while no daemon runs
   berthd config default                                print the configuration and what it means
   berthd config check [FILE]                           say what is wrong with a configuration
 
@@ -92,6 +94,10 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		return serve(ctx, f, errOut)
 	case "publish":
 		return publish(ctx, f, set.Args()[1:], in)
+	case "fsck":
+		return fsck(ctx, f, set.Args()[1:], out, errOut)
+	case "restore":
+		return restore(ctx, f, set.Args()[1:], in, out)
 	case "oci-hook":
 		return ociHook(set.Args()[1:], in)
 	case "config":
