@@ -146,10 +146,13 @@ func (w *oomWatch) remove(c *container) {
 func (w *oomWatch) run(alarm *cgroup.Alarm, done <-chan struct{}) {
 	for alarm.Wait() == nil {
 		for look, busy := 0, false; look < len(oomLooks) || busy; look++ {
-			select {
-			case <-done:
-				return
-			case <-time.After(oomLooks[min(look, len(oomLooks)-1)]):
+			// At once means at once: systemd may be about to remove the group.
+			if pause := oomLooks[min(look, len(oomLooks)-1)]; pause > 0 {
+				select {
+				case <-done:
+					return
+				case <-time.After(pause):
+				}
 			}
 			busy = false
 			for _, c := range w.list() {
