@@ -102,7 +102,7 @@ func (db *DB) Check(ctx context.Context, o CheckOptions) iter.Seq[Problem] {
 		if o.ReadContent {
 			steps = append(steps, c.read)
 		}
-		steps = append(steps, c.tree, c.strayBlobs, c.ingests, c.directories, c.checkRemotes, c.strays)
+		steps = append(steps, c.tree, c.strayBlobs, c.ingests, c.directories, c.checkRemotes, c.checkMounts, c.strays)
 		if o.References {
 			steps = append(steps, c.references)
 		}
@@ -121,6 +121,7 @@ func (db *DB) Check(ctx context.Context, o CheckOptions) iter.Seq[Problem] {
 var kinds = map[string]string{
 	containerTable.bucket: "container", sandboxTable.bucket: "sandbox", imageTable.bucket: "image", leaseTable.bucket: "lease",
 	blobTable.bucket: "blob", ingestTable.bucket: "ingest", snapshotTable.bucket: "snapshot",
+	activationTable.bucket: "mounts",
 }
 
 // rows looks at the rows alone: whether they can be read, and agree.
@@ -132,13 +133,14 @@ func (c *check) rows() error {
 			}
 		}
 		for bucket, empty := range map[string]func() proto.Message{
-			containerTable.bucket: func() proto.Message { return containerTable.make() },
-			sandboxTable.bucket:   func() proto.Message { return sandboxTable.make() },
-			imageTable.bucket:     func() proto.Message { return imageTable.make() },
-			leaseTable.bucket:     func() proto.Message { return leaseTable.make() },
-			blobTable.bucket:      func() proto.Message { return blobTable.make() },
-			ingestTable.bucket:    func() proto.Message { return ingestTable.make() },
-			snapshotTable.bucket:  func() proto.Message { return snapshotTable.make() },
+			containerTable.bucket:  func() proto.Message { return containerTable.make() },
+			sandboxTable.bucket:    func() proto.Message { return sandboxTable.make() },
+			imageTable.bucket:      func() proto.Message { return imageTable.make() },
+			leaseTable.bucket:      func() proto.Message { return leaseTable.make() },
+			blobTable.bucket:       func() proto.Message { return blobTable.make() },
+			ingestTable.bucket:     func() proto.Message { return ingestTable.make() },
+			snapshotTable.bucket:   func() proto.Message { return snapshotTable.make() },
+			activationTable.bucket: func() proto.Message { return activationTable.make() },
 		} {
 			c.table(tx, bucket, empty)
 		}

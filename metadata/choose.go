@@ -6,7 +6,7 @@ import (
 )
 
 // removable are the kinds that collection removes.
-var removable = [...]kind{kindLease, kindImage, kindIngest, kindSnapshot, kindContent}
+var removable = [...]kind{kindLease, kindImage, kindIngest, kindMount, kindSnapshot, kindContent}
 
 // cut parts a key after its first part.
 func cut(key string) (head, rest string, ok bool) { return strings.Cut(key, separator) }

@@ -57,6 +57,7 @@ type removed struct {
 		id          snapshots.ID
 	}
 	ingests []struct{ ns, ref, backend string }
+	mounts  []uint64
 }
 
 // Collect removes all rows that nothing keeps alive, then their bytes and
@@ -88,6 +89,7 @@ func (c *collection) run(ctx context.Context) error {
 	c.marker = newMarker(c.report.Started, c.db.ingests.isHeld)
 	c.db.remover.retry()
 	c.db.retryDiscards(ctx)
+	c.db.retryMounts(ctx)
 	if err := c.mark(ctx); err != nil {
 		return errors.Join(err, c.end())
 	}
@@ -268,6 +270,15 @@ func (tx *Tx) sweep(n node, held func(ns, ref string) bool, gone *removed) error
 			return err
 		}
 		gone.ingests = append(gone.ingests, struct{ ns, ref, backend string }{n.ns, n.key, row.BackendRef})
+	case kindMount:
+		row, err := activationTable.Get(tx, n.ns, n.key)
+		if err != nil {
+			return err
+		}
+		if err := activationTable.Delete(tx, n.ns, n.key); err != nil {
+			return err
+		}
+		gone.mounts = append(gone.mounts, row.Id)
 	case kindSnapshot:
 		snapshotter, key, _ := cut(n.key)
 		row, err := tx.removeSnapshot(n.ns, snapshotter, key)
@@ -297,6 +308,14 @@ func (c *collection) dispose(ctx context.Context, gone removed, failed error) {
 	for _, s := range gone.snapshots {
 		if failed == nil || !c.db.hasDirectory(s.snapshotter, s.id) {
 			c.db.removeDirectory(s.snapshotter, s.id)
+		}
+	}
+	for _, id := range gone.mounts {
+		if c.db.activations.place == nil || failed != nil && c.db.hasActivation(id) {
+			continue
+		}
+		if err := c.db.unmount(ctx, id); err != nil {
+			c.db.log.Warn("mounts of a collected activation stay, trying again later", slog.Any("error", err))
 		}
 	}
 	for _, i := range gone.ingests {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/content"
+	"github.com/berthd/berth/internal/activate"
 	"github.com/berthd/berth/snapshots"
 )
 
@@ -25,11 +26,15 @@ type Scope struct{ Namespace, Lease string }
 
 // Options say where the database is and what it orders.
 type Options struct {
-	Path     string
-	Content  content.Store
-	Drivers  map[string]snapshots.Driver // by name of the snapshotter
-	Remotes  map[string]snapshots.Remote // those outside of the daemon, with other names
-	Isolated bool                        // namespaces don't share content
+	Path    string
+	Content content.Store
+	Drivers map[string]snapshots.Driver // by name of the snapshotter
+	Remotes map[string]snapshots.Remote // those outside of the daemon, with other names
+	// Mounts is where activations are mounted; nil: there are none. BootID tells
+	// the boot with which they end.
+	Mounts   *activate.Place
+	BootID   string
+	Isolated bool // namespaces don't share content
 
 	// Publish, if set, is called after the commit that made an event true, in
 	// the order of commits, and before the caller whose change it tells gets
@@ -49,14 +54,15 @@ type DB struct {
 	drivers map[string]*driver
 	remotes map[string]*driver // whose snapshots are not directories of ours
 
-	ctx        context.Context // ends when the database closes
-	cancel     context.CancelFunc
-	committer  *committer
-	remover    *remover
-	ingests    *ingests
-	unnamed    unnamed
-	lanes      lanes         // by digest
-	collecting chan struct{} // full while a collection runs
+	ctx         context.Context // ends when the database closes
+	cancel      context.CancelFunc
+	committer   *committer
+	remover     *remover
+	ingests     *ingests
+	unnamed     unnamed
+	activations activations
+	lanes       lanes         // by digest
+	collecting  chan struct{} // full while a collection runs
 
 	compactMin int64  // bytes
 	sweepRows  int    // removed in one write transaction at most
@@ -84,6 +90,7 @@ func newDB(o Options) *DB {
 	for name, d := range o.Drivers {
 		db.drivers[name] = newDriver(name, d)
 	}
+	db.activations.place, db.activations.bootID = o.Mounts, o.BootID
 	for name, r := range o.Remotes {
 		db.remotes[name] = newRemote(db, name, r)
 	}

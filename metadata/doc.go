@@ -19,6 +19,7 @@
 //	├── snapshots    NS SNAPSHOTTER KEY           → rows.Snapshot
 //	├── children     NS SNAPSHOTTER PARENT KEY    → (empty) index of snapshots
 //	├── sandboxes    NS ID                        → types.Sandbox
+//	├── mounts       NS NAME                      → rows.Activation
 //	└── pending      SNAPSHOTTER REMOTE-KEY       → NS    what may have to go from a remote snapshotter
 //
 // # Order of writes

@@ -68,6 +68,10 @@ var (
 	ingestFields = fields[*contentapi.Status]{
 		text: map[string]func(*contentapi.Status) string{"ref": (*contentapi.Status).GetRef},
 	}
+	activationFields = fields[*types.ActivationInfo]{
+		text: map[string]func(*types.ActivationInfo) string{"name": (*types.ActivationInfo).GetName},
+		maps: map[string]func(*types.ActivationInfo) map[string]string{"labels": (*types.ActivationInfo).GetLabels},
+	}
 	snapshotFields = fields[snapshots.Info]{
 		always: map[string]func(snapshots.Info) string{
 			"name":   func(i snapshots.Info) string { return i.Name },

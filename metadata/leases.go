@@ -24,6 +24,7 @@ const (
 	resourceIngests   = "ingests"
 	resourceImages    = "images"
 	resourceSnapshots = "snapshots/"
+	resourceMounts    = "mounts" // the daemon's own: clients neither add nor see it
 )
 
 // Leases is the leases of a namespace. What a lease holds is not collected; it
@@ -139,7 +140,9 @@ func (l *Leases) ListResources(_ context.Context, id string) (out []*leases.Reso
 			return leaseTable.notFound(id)
 		}
 		tx.eachHeld(l.scope.Namespace, id, func(kind, name string) {
-			out = append(out, &leases.Resource{Type: kind, Id: name})
+			if kind != resourceMounts {
+				out = append(out, &leases.Resource{Type: kind, Id: name})
+			}
 		})
 		return nil
 	})

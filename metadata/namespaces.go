@@ -160,6 +160,7 @@ func (tx *Tx) canDeleteNamespace(name string) error {
 		{"containers", containerTable.Empty(tx, name)},
 		{"snapshots", snapshotTable.Empty(tx, name)},
 		{"sandboxes", sandboxTable.Empty(tx, name)},
+		{"mounts", activationTable.Empty(tx, name)},
 	} {
 		if !has.empty {
 			return fmt.Errorf("namespace %q still has %s: %w", name, has.what, errdefs.ErrFailedPrecondition)

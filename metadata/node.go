@@ -19,6 +19,7 @@ const (
 	kindImage
 	kindLease
 	kindIngest
+	kindMount
 	kindSnapshot
 	kindContent
 )
@@ -33,7 +34,7 @@ type node struct {
 
 var nodeBuckets = [...]string{
 	kindContainer: containerTable.bucket, kindImage: imageTable.bucket, kindLease: leaseTable.bucket,
-	kindIngest: ingestTable.bucket, kindSnapshot: snapshotTable.bucket, kindContent: blobTable.bucket,
+	kindIngest: ingestTable.bucket, kindMount: activationTable.bucket, kindSnapshot: snapshotTable.bucket, kindContent: blobTable.bucket,
 }
 
 func snapshotNode(ns, snapshotter, key string) node {
@@ -49,6 +50,8 @@ func heldNode(ns, resource, id string) (node, bool) {
 		return node{kindIngest, ns, id}, true
 	case resourceImages:
 		return node{kindImage, ns, id}, true
+	case resourceMounts:
+		return node{kindMount, ns, id}, true
 	}
 	if snapshotter, ok := strings.CutPrefix(resource, resourceSnapshots); ok {
 		return snapshotNode(ns, snapshotter, id), true
@@ -92,6 +95,9 @@ const (
 	ingestStatus         = 1
 	ingestExpires        = 3
 	statusExpected       = 6
+	mountInfo            = 1
+	mountTemporary       = 3
+	activationLabels     = 4
 	timestampSeconds     = 1
 	mapKey, mapValue     = 1, 2
 )
@@ -141,6 +147,8 @@ func (f *facts) read(n node, value []byte) error {
 		return eachField(value, f.labels(n, blobLabels))
 	case kindIngest:
 		return f.readIngest(n, value)
+	case kindMount:
+		return f.readMount(n, value)
 	default:
 		return f.readSnapshot(n, value)
 	}
@@ -160,6 +168,24 @@ func (f *facts) readIngest(n node, value []byte) error {
 		}
 		return nil
 	})
+}
+
+// readMount reads an activation. It is a root unless it says what it lives with.
+func (f *facts) readMount(n node, value []byte) error {
+	temporary := false
+	err := eachField(value, func(number protowire.Number, v []byte) error {
+		if number != mountInfo {
+			return nil
+		}
+		return eachField(v, f.labels(n, activationLabels))
+	})
+	if err == nil {
+		err = eachVarint(value, func(number protowire.Number, v uint64) {
+			temporary = temporary || number == mountTemporary && v != 0
+		})
+	}
+	f.root = !temporary && len(f.back) == 0
+	return err
 }
 
 func (f *facts) readSnapshot(n node, value []byte) error {

@@ -53,7 +53,7 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	if err := db.openFile(); err != nil {
 		return fail(err)
 	}
-	if err := errors.Join(db.count(ctx), db.openRemotes()); err != nil {
+	if err := errors.Join(db.count(ctx), db.openRemotes(), db.openMounts(ctx)); err != nil {
 		return fail(errors.Join(err, db.bolt.Close()))
 	}
 	go db.committer.run()

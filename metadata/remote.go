@@ -356,12 +356,15 @@ func (db *DB) openRemotes() error {
 		return nil
 	}
 	err := db.View(func(tx *Tx) error {
-		return tx.eachSnapshot(func(_, snapshotter string, row *snapshots.Row) error {
-			if d := db.remotes[snapshotter]; d != nil {
-				d.seen(row.ID)
+		for key, value := range tx.scan(snapshotTable.bucket, "") {
+			ns, rest, _ := cut(string(key))
+			snapshotter, _, _ := cut(rest)
+			// One that can't be read has a number from before this start.
+			if row, err := snapshotTable.decode(ns, rest, value); err == nil && db.remotes[snapshotter] != nil {
+				db.remotes[snapshotter].seen(snapshots.ID(row.Id))
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 	for _, d := range db.remotes {
 		keys, failed := db.pending(d.name)

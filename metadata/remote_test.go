@@ -17,7 +17,7 @@ import (
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/leak"
 	"github.com/berthd/berth/snapshots"
-	"github.com/berthd/berth/snapshots/native"
+	plain "github.com/berthd/berth/snapshots/native"
 	"github.com/berthd/berth/snapshots/proxy"
 	"github.com/berthd/berth/snapshots/proxytest"
 )
@@ -33,7 +33,7 @@ type farWorld struct {
 func newFarWorld(t *testing.T, limit time.Duration) *farWorld {
 	t.Helper()
 	leak.CheckProcess(t)
-	driver, err := native.Open(t.TempDir())
+	driver, err := plain.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

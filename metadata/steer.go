@@ -57,8 +57,10 @@ func labelTarget(ns, family, value string) (node, bool) {
 		return node{kindImage, ns, value}, true
 	case "container":
 		return node{kindContainer, ns, value}, true
+	case "mount":
+		return node{kindMount, ns, value}, true
 	}
-	return node{}, false // a mount or a stream, which have no rows; or unknown
+	return node{}, false // a stream, which has no row; or unknown
 }
 
 // parseCondition reads "usedat<DURATION|KEY".

@@ -20,7 +20,7 @@ import (
 // bytes a power cut took. What it can't do it gives as an error, after all that
 // it can.
 func (db *DB) Sweep(ctx context.Context) error {
-	err := errors.Join(db.sweepBlobs(ctx), db.sweepIngests(ctx), db.sweepIngestRows(ctx), db.sweepDirectories(ctx))
+	err := errors.Join(db.sweepBlobs(ctx), db.sweepIngests(ctx), db.sweepIngestRows(ctx), db.sweepMounts(ctx), db.sweepDirectories(ctx))
 	if err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}

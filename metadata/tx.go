@@ -26,19 +26,20 @@ const (
 )
 
 var (
-	containerTable = Table[*containers.Container]{"containers", "container", kindContainer, func() *containers.Container { return &containers.Container{} }}
-	sandboxTable   = Table[*types.Sandbox]{"sandboxes", "sandbox", 0, func() *types.Sandbox { return &types.Sandbox{} }}
-	imageTable     = Table[*images.Image]{"images", "image", kindImage, func() *images.Image { return &images.Image{} }}
-	leaseTable     = Table[*leases.Lease]{"leases", "lease", kindLease, func() *leases.Lease { return &leases.Lease{} }}
-	blobTable      = Table[*contentapi.Info]{"blobs", "content", kindContent, func() *contentapi.Info { return &contentapi.Info{} }}
-	ingestTable    = Table[*rows.Ingest]{"ingests", "ingest", kindIngest, func() *rows.Ingest { return &rows.Ingest{} }}
-	snapshotTable  = Table[*rows.Snapshot]{"snapshots", "snapshot", kindSnapshot, func() *rows.Snapshot { return &rows.Snapshot{} }}
+	containerTable  = Table[*containers.Container]{"containers", "container", kindContainer, func() *containers.Container { return &containers.Container{} }}
+	sandboxTable    = Table[*types.Sandbox]{"sandboxes", "sandbox", 0, func() *types.Sandbox { return &types.Sandbox{} }}
+	imageTable      = Table[*images.Image]{"images", "image", kindImage, func() *images.Image { return &images.Image{} }}
+	leaseTable      = Table[*leases.Lease]{"leases", "lease", kindLease, func() *leases.Lease { return &leases.Lease{} }}
+	blobTable       = Table[*contentapi.Info]{"blobs", "content", kindContent, func() *contentapi.Info { return &contentapi.Info{} }}
+	ingestTable     = Table[*rows.Ingest]{"ingests", "ingest", kindIngest, func() *rows.Ingest { return &rows.Ingest{} }}
+	activationTable = Table[*rows.Activation]{"mounts", "activation", kindMount, func() *rows.Activation { return &rows.Activation{} }}
+	snapshotTable   = Table[*rows.Snapshot]{"snapshots", "snapshot", kindSnapshot, func() *rows.Snapshot { return &rows.Snapshot{} }}
 )
 
 // buckets are all there are, in the order of doc.go.
 var buckets = []string{
 	schemaBucket, namespacesBucket, containerTable.bucket, imageTable.bucket, leaseTable.bucket,
-	heldBucket, blobTable.bucket, ingestTable.bucket, snapshotTable.bucket, childrenBucket, sandboxTable.bucket, pendingBucket,
+	heldBucket, blobTable.bucket, ingestTable.bucket, snapshotTable.bucket, childrenBucket, sandboxTable.bucket, pendingBucket, activationTable.bucket,
 }
 
 // Tx is what one function of View or Update sees of the database. It is valid

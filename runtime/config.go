@@ -39,6 +39,9 @@ type Config struct {
 	// again.
 	Forward func(ctx context.Context, e *types.Envelope) error
 
+	// Rootfs mounts what shims can't; nil: they are given all.
+	Rootfs Rootfs
+
 	// Reap has the orphans reaped that the kernel gives to this process, which is
 	// a subreaper or the first of a pid namespace.
 	Reap bool

@@ -106,6 +106,9 @@ func (t *Tasks) create(ctx context.Context, k *task, p *plan) (uint32, error) {
 	if err := t.unpack(ctx, k, p); err != nil {
 		return 0, t.undo(k, nil, nil, false, err)
 	}
+	if err := t.activateRootfs(ctx, k, p); err != nil {
+		return 0, t.undo(k, nil, nil, false, err)
+	}
 	leave, err := t.enterPod(ctx, k)
 	if err != nil {
 		return 0, t.undo(k, nil, nil, false, err)
@@ -317,6 +320,7 @@ func (t *Tasks) shelve(k *task) error {
 	if err != nil {
 		return err
 	}
+	t.releaseRootfs(k)
 	if gone != "" {
 		k.mu.Lock()
 		k.shelved = gone

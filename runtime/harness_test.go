@@ -72,6 +72,7 @@ type machine struct {
 	daemon    string // what shims run to publish
 	deadlines Deadlines
 	bootID    string
+	mounter   Rootfs          // what mounts for tasks; nil: nothing does
 	refuse    bool            // Forward answers with an error
 	watch     time.Duration   // between rounds of the watchdog
 	cpu       []time.Duration // see TestLatency
@@ -247,7 +248,7 @@ func (m *machine) open() *Tasks {
 		Root: filepath.Join(m.dir, "root"), State: m.dir, Shim: m.shim, Daemon: m.daemon,
 		TTRPCAddress: filepath.Join(m.dir, "ttrpc.sock"),
 		Publish:      m.publish, Forward: m.forward, Deadlines: m.deadlines, Watch: m.watch,
-		GRPC:   otherClient,
+		GRPC: otherClient, Rootfs: m.mounter,
 		BootID: func() (string, error) { return m.bootID, nil },
 		Log:    slog.New(slog.NewTextHandler(lockedWriter{m}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})

@@ -22,6 +22,7 @@ import (
 	"github.com/berthd/berth/events"
 	"github.com/berthd/berth/gc"
 	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/internal/activate"
 	"github.com/berthd/berth/internal/leak"
 	"github.com/berthd/berth/internal/logs"
 	"github.com/berthd/berth/internal/obs"
@@ -93,6 +94,7 @@ func start(t *testing.T, change ...func(*Config)) *daemon {
 	d.db, err = metadata.Open(t.Context(), metadata.Options{
 		Path: filepath.Join(root, "meta.db"), Content: blobs,
 		Drivers: map[string]snapshots.Driver{"native": driver}, Publish: publish, Log: log,
+		Mounts: &activate.Place{Root: filepath.Join(state, "mounts")}, BootID: "boot",
 	})
 	if err != nil {
 		t.Fatal(err)

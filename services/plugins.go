@@ -57,6 +57,7 @@ func plugins(l Layout) []*api.Plugin {
 		{Type: typePrefix + "sandbox.store.v1", Id: "local"},
 		{Type: typePrefix + "sandbox.controller.v1", Id: sandboxer},
 		{Type: typePrefix + "monitor.container.v1", Id: "restart", Capabilities: []string{restart.No, restart.Always, restart.OnFailure, restart.UnlessStopped}},
+		{Type: typePrefix + "mount-manager.v1", Id: "bolt"},
 		{Type: typePrefix + "internal.v1", Id: "opt", Exports: map[string]string{"path": l.OptPath}},
 	}
 	for _, s := range l.Snapshotters {
@@ -71,7 +72,7 @@ func plugins(l Layout) []*api.Plugin {
 	}
 	for _, id := range []string{
 		"containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases",
-		"namespaces", "sandbox-controllers", "sandboxes", "snapshots", "tasks", "version",
+		"mounts", "namespaces", "sandbox-controllers", "sandboxes", "snapshots", "tasks", "version",
 	} {
 		list = append(list, &api.Plugin{Type: grpcType, Id: id})
 	}
@@ -84,8 +85,6 @@ func missingPlugins() []*api.Plugin {
 	for _, p := range []struct{ kind, id string }{
 		{typePrefix + "streaming.v1", "manager"},
 		{typePrefix + "transfer.v1", "local"},
-		{typePrefix + "mount-manager.v1", "bolt"},
-		{grpcType, "mounts"},
 		{grpcType, "streaming"}, {grpcType, "transfer"},
 	} {
 		name := p.kind + "/" + p.id

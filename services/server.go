@@ -27,6 +27,7 @@ import (
 	"github.com/berthd/berth/api/services/images/v1/imagesgrpc"
 	"github.com/berthd/berth/api/services/introspection/v1/introspectiongrpc"
 	"github.com/berthd/berth/api/services/leases/v1/leasesgrpc"
+	"github.com/berthd/berth/api/services/mounts/v1/mountsgrpc"
 	"github.com/berthd/berth/api/services/namespaces/v1/namespacesgrpc"
 	"github.com/berthd/berth/api/services/sandbox/v1/sandboxgrpc"
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
@@ -134,6 +135,7 @@ func (s *Server) register(c Config, pidns uint64, running context.Context) {
 	imagesgrpc.RegisterImagesServer(g, &imageService{db: c.DB, collect: c.Collect})
 	snapshotsgrpc.RegisterSnapshotsServer(g, &snapshotService{db: c.DB})
 	streaminggrpc.RegisterStreamingServer(g, open)
+	mountsgrpc.RegisterMountsServer(g, &mountService{db: c.DB})
 	diffgrpc.RegisterDiffServer(g, &diffService{db: c.DB, layers: c.Images.Layers})
 	leasesgrpc.RegisterLeasesServer(g, &leaseService{db: c.DB, collect: c.Collect})
 	eventsgrpc.RegisterEventsServer(g, &eventService{journal: c.Journal, forward: c.Tasks.Forwarded})

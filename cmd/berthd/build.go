@@ -14,6 +14,7 @@ import (
 	"github.com/berthd/berth/events"
 	"github.com/berthd/berth/gc"
 	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/internal/activate"
 	"github.com/berthd/berth/internal/config"
 	"github.com/berthd/berth/internal/logs"
 	"github.com/berthd/berth/internal/mount"
@@ -69,7 +70,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	}
 	tasks, err := runtime.Open(runtime.Config{
 		Root: cfg.Root, State: cfg.State, Address: cfg.GRPC.Address, TTRPCAddress: cfg.TTRPCAddress(),
-		Shim: shim, GRPC: newGRPCShim, Publish: st.publish, Forward: st.journal.Forward, Reap: true, Log: log,
+		Shim: shim, GRPC: newGRPCShim, Publish: st.publish, Forward: st.journal.Forward, Rootfs: services.TaskMounts{DB: st.db}, Reap: true, Log: log,
 		Deadlines: runtime.Deadlines{
 			Create: cfg.Deadlines.Create.Duration, Start: cfg.Deadlines.Start.Duration, Delete: cfg.Deadlines.Delete.Duration,
 		},
@@ -150,8 +151,13 @@ func (p *parts) openStores(ctx context.Context) (_ stores, err error) {
 		return s, err
 	}
 	p.opened(s.drivers)
+	bootID, err := sys.BootID()
+	if err != nil {
+		return s, err
+	}
 	s.db, err = metadata.Open(ctx, metadata.Options{
 		Path: filepath.Join(p.cfg.Root, database), Content: blobs, Drivers: s.drivers.usable(), Remotes: s.drivers.remotes(),
+		Mounts: &activate.Place{Root: filepath.Join(p.cfg.State, mountsDir)}, BootID: bootID,
 		Isolated: p.cfg.Sharing == config.Isolated, Publish: s.publish, Log: p.log,
 	})
 	if err != nil {

@@ -73,6 +73,7 @@ const (
 	database   = "meta.db"
 	logsDir    = "logs"
 	eventsDir  = "events" // under state
+	mountsDir  = "mounts" // under state
 )
 
 // shimBinary finds berth-shim: where the configuration says, beside this

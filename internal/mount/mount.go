@@ -102,6 +102,14 @@ func (m Mount) attach(at place, o options) error {
 	if m.Type == "overlay" {
 		return mountOverlay(m.Source, at, o)
 	}
+	if o.loop {
+		device, err := OpenLoop(m.Source, o.flags&unix.MS_RDONLY != 0)
+		if err != nil {
+			return err
+		}
+		defer device.Close() // the mount has it by then
+		m.Source = device.Name()
+	}
 	data := o.joined()
 	if len(data) >= pageSize {
 		return fmt.Errorf("%d bytes of options, the kernel takes %d: %w", len(data), pageSize-1, errdefs.ErrInvalidArgument)

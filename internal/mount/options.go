@@ -16,6 +16,7 @@ type options struct {
 	propagation []uintptr // MS_PRIVATE..., one system call each
 	data        []string  // for the file system
 	ids         idMap     // owners to show instead of those on disk
+	loop        bool      // the source is a file that needs a loop device
 }
 
 // joined gives the file system's own options as mount(2) takes them.
@@ -96,6 +97,9 @@ func parse(fstype string, list []string) (options, error) {
 	if o.flags&unix.MS_BIND != 0 && len(o.data) > 0 {
 		return options{}, fmt.Errorf("option %q on a bind mount: %w", o.data[0], errdefs.ErrInvalidArgument)
 	}
+	if o.loop && (o.flags&unix.MS_BIND != 0 || fstype == "overlay") {
+		return options{}, fmt.Errorf("option \"loop\" on a mount of type %q, which is of no device: %w", fstype, errdefs.ErrInvalidArgument)
+	}
 	if !o.ids.given() {
 		return o, nil
 	}
@@ -129,8 +133,11 @@ func (o *options) add(option string) error {
 	case key == "gidmap":
 		o.ids.gids = value
 		return nil
+	case option == "loop":
+		o.loop = true
+		return nil
 	case key == "loop":
-		return fmt.Errorf("option %q: loop devices: %w", option, errdefs.ErrNotImplemented)
+		return fmt.Errorf("option %q: a loop device can't be chosen, only that there is one: %w", option, errdefs.ErrNotImplemented)
 	case option == "" || strings.HasPrefix(key, "x-") || strings.HasPrefix(key, "X-"):
 		return nil
 	}

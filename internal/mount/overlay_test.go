@@ -153,7 +153,10 @@ func TestParse(t *testing.T) {
 		{"overlay", "uidmap=0:1:1,gidmap=0:1:4294967296", 0, "", errdefs.ErrInvalidArgument},
 		{"overlay", "uidmap=0:1:1,gidmap=0:100:5", 0, "", nil},
 		{"tmpfs", "uidmap=0:1:1,gidmap=0:100:5", 0, "", errdefs.ErrNotImplemented},
-		{"ext4", "loop", 0, "", errdefs.ErrNotImplemented},
+		{"ext4", "loop", 0, "", nil},
+		{"ext4", "loop=/dev/loop3", 0, "", errdefs.ErrNotImplemented},
+		{"bind", "loop", 0, "", errdefs.ErrInvalidArgument},
+		{"overlay", "loop", 0, "", errdefs.ErrInvalidArgument},
 		{"mkfs/ext4", "", 0, "", errdefs.ErrNotImplemented},
 		{"bind", "size=1m", 0, "", errdefs.ErrInvalidArgument},
 	} {
