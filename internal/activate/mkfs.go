@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/internal/size"
 )
@@ -145,7 +146,7 @@ func (p *Place) makeImage(ctx context.Context, i image) (err error) {
 	if err := p.run(ctx, "mkfs."+i.kind, makers[i.kind](i), f); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	if err := durable.SyncFile("activate.image", f); err != nil {
 		return err
 	}
 	if err := dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty one
