@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -24,6 +25,33 @@ type ImportOptions struct {
 	Platform     string // os/arch[/variant]; empty: the store's
 	AllPlatforms bool   // keep the content of every platform
 	NoUnpack     bool   // leave the image packed
+
+	Labels    map[string]string // for the images, beside those that they have
+	Platforms []string          // instead of Platform
+	Unpack    []UnpackOptions   // instead of Snapshotter and Platform
+	Compress  bool              // layers of a docker archive that are not compressed
+	// References, unless it is nil, says which images of the archive are taken, and
+	// how they are called. There may be none if Index is set.
+	References []Reference
+	// Index is a name for all that is in the archive, as one image. The others then
+	// go when it goes.
+	Index string
+}
+
+// wants lists the platforms that are wanted, and what to unpack.
+func (o ImportOptions) wants() (platforms []string, unpacks []UnpackOptions) {
+	platforms = slices.Clone(o.Platforms)
+	if len(platforms) == 0 && !o.AllPlatforms {
+		platforms = append(platforms, o.Platform)
+	}
+	switch {
+	case o.NoUnpack:
+	case len(o.Unpack) > 0:
+		unpacks = o.Unpack
+	default:
+		unpacks = []UnpackOptions{{Snapshotter: o.Snapshotter, Platform: o.Platform}}
+	}
+	return platforms, unpacks
 }
 
 // Imported is an image that an import made or updated.
@@ -41,7 +69,15 @@ type Imported struct {
 // what was stored goes at the next collection. What is wrong with the archive
 // is InvalidArgument, what it lacks NotFound.
 func (s *Store) Import(ctx context.Context, scope metadata.Scope, r io.Reader, o ImportOptions, progress func(Progress)) (made []Imported, err error) {
-	c, err := s.choose(o.AllPlatforms, o.Platform)
+	wanted, unpacks := o.wants()
+	first := len(wanted) // of those to unpack
+	for _, u := range unpacks {
+		wanted = append(wanted, u.Platform)
+		if _, _, err := s.snapshotter(scope, u.Snapshotter); err != nil {
+			return nil, err
+		}
+	}
+	c, err := s.choose(o.AllPlatforms, wanted...)
 	if err != nil {
 		return nil, err
 	}
@@ -50,21 +86,17 @@ func (s *Store) Import(ctx context.Context, scope metadata.Scope, r io.Reader, o
 			return nil, err
 		}
 	}
-	if !o.NoUnpack {
-		if _, _, err := s.snapshotter(scope, o.Snapshotter); err != nil {
-			return nil, err
-		}
-	}
 	err = s.leased(ctx, scope, func(scope metadata.Scope) error {
-		l := &loader{blobs: s.DB.Blobs(scope), prefix: "import-" + rand.Text() + "/", progress: progress}
+		l := &loader{blobs: s.DB.Blobs(scope), prefix: "import-" + rand.Text() + "/", progress: progress, compress: o.Compress}
 		if err := l.load(ctx, r); err != nil {
 			return err
 		}
-		list, err := l.images(ctx, o.Name)
+		list, err := l.images(ctx, naming{o.Name, o.References, o.Index})
 		if err != nil {
 			return err
 		}
-		made, err = s.finish(ctx, scope, list, c, o, oneByOne(progress))
+		f := &finisher{s: s, scope: scope, choice: c, unpacks: unpacks, first: first, o: o, progress: oneByOne(progress)}
+		made, err = f.all(ctx, list)
 		return err
 	})
 	if err != nil {
@@ -73,36 +105,63 @@ func (s *Store) Import(ctx context.Context, scope metadata.Scope, r io.Reader, o
 	return made, nil
 }
 
-// finish makes images of what was loaded: complete, labelled, unpacked, named.
-func (s *Store) finish(ctx context.Context, scope metadata.Scope, list []found, c choice, o ImportOptions, progress func(Progress)) ([]Imported, error) {
-	blobs := s.DB.Blobs(scope)
+// finisher makes images of what was loaded.
+type finisher struct {
+	s        *Store
+	scope    metadata.Scope
+	choice   choice
+	unpacks  []UnpackOptions
+	first    int // of the choice's wants that is for unpacks
+	o        ImportOptions
+	progress func(Progress)
+}
+
+// all makes images complete, labelled, unpacked, and then named.
+func (f *finisher) all(ctx context.Context, list []found) ([]Imported, error) {
 	var made []Imported
-	for _, f := range list {
-		image, err := resolve(ctx, blobs, f.target, c)
+	for _, one := range list {
+		image, err := f.one(ctx, one)
 		if err != nil {
-			return nil, fmt.Errorf("image %q: %w", f.name, err)
+			return nil, fmt.Errorf("image %q: %w", one.name, err)
 		}
-		if err := label(ctx, blobs, image); err != nil {
-			return nil, fmt.Errorf("image %q: %w", f.name, err)
-		}
-		one := Imported{Name: f.name, Target: f.target}
-		if !o.NoUnpack {
-			if image.chosen[0] == nil {
-				return nil, fmt.Errorf("image %q: %w", f.name, nothingToUnpack(c.wants[0].text))
-			}
-			u := unpacking{scope: scope, snapshotter: o.Snapshotter, progress: progress}
-			if one.ChainID, err = s.unpack(ctx, u, image.chosen[0]); err != nil {
-				return nil, fmt.Errorf("image %q: %w", f.name, err)
-			}
-		}
-		made = append(made, one)
+		made = append(made, image)
 	}
 	for _, one := range made {
-		if err := s.name(ctx, scope, one, nil); err != nil {
+		add := f.o.Labels
+		if f.o.Index != "" && one.Name != f.o.Index {
+			add = ExtraLabels(add, f.o.Index)
+		}
+		if err := f.s.name(ctx, f.scope, one, add); err != nil {
 			return nil, err
 		}
-		s.log().Info("image imported", slog.String("namespace", scope.Namespace), slog.String("image", one.Name),
+		f.s.log().Info("image imported", slog.String("namespace", f.scope.Namespace), slog.String("image", one.Name),
 			slog.String("digest", one.Target.Digest.String()))
+	}
+	return made, nil
+}
+
+func (f *finisher) one(ctx context.Context, one found) (made Imported, err error) {
+	made = Imported{Name: one.name, Target: one.target}
+	blobs := f.s.DB.Blobs(f.scope)
+	image, err := resolve(ctx, blobs, one.target, f.choice)
+	if err != nil {
+		return made, err
+	}
+	if err := label(ctx, blobs, image); err != nil {
+		return made, err
+	}
+	for i, o := range f.unpacks {
+		m := image.chosen[f.first+i]
+		if m == nil {
+			return made, nothingToUnpack(f.choice.wants[f.first+i].text)
+		}
+		chain, err := f.s.unpack(ctx, unpacking{scope: f.scope, snapshotter: o.Snapshotter, progress: f.progress}, m)
+		if err != nil {
+			return made, err
+		}
+		if i == 0 {
+			made.ChainID = chain
+		}
 	}
 	return made, nil
 }

@@ -22,19 +22,24 @@ type found struct {
 
 // images lists what was loaded. An archive that is both an OCI layout and a
 // docker archive is read as the former.
-func (l *loader) images(ctx context.Context, name string) ([]found, error) {
+func (l *loader) images(ctx context.Context, n naming) (all []found, err error) {
 	switch {
 	case l.index != nil:
-		return l.layout(ctx, name)
+		all, err = l.layout(ctx, n)
 	case l.docker != nil:
-		return l.dockerImages(ctx, name)
+		all, err = l.dockerImages(ctx, n)
+	default:
+		return nil, invalid("archive: it has neither index.json nor manifest.json: " +
+			"an OCI layout or what `docker save` writes is needed")
 	}
-	return nil, invalid("archive: it has neither index.json nor manifest.json: " +
-		"an OCI layout or what `docker save` writes is needed")
+	if err == nil && len(all) == 0 {
+		return nil, fmt.Errorf("archive: no image in it has a name that is asked for: %w", errdefs.ErrNotFound)
+	}
+	return all, err
 }
 
 // layout lists the images of an OCI layout.
-func (l *loader) layout(ctx context.Context, name string) ([]found, error) {
+func (l *loader) layout(ctx context.Context, n naming) ([]found, error) {
 	var index ocispec.Index
 	if err := json.Unmarshal(l.index, &index); err != nil {
 		return nil, invalid("archive: index.json: %v", err)
@@ -52,23 +57,29 @@ func (l *loader) layout(ctx context.Context, name string) ([]found, error) {
 		if err := d.Digest.Validate(); err != nil {
 			return nil, invalid("archive: index.json: digest %q: %v", d.Digest, err)
 		}
-		if full == "" {
-			if name == "" {
-				return nil, invalid("archive: index.json does not name image %s: give it a name", d.Digest)
-			}
-			if full, err = withTag(name, tag); err != nil {
-				return nil, err
-			}
+		names, err := n.of(full, tag, d.Digest)
+		if err != nil {
+			return nil, err
 		}
-		if named[full] == nil {
-			order = append(order, full)
-		}
-		if !slices.ContainsFunc(named[full], func(o ocispec.Descriptor) bool { return o.Digest == d.Digest }) {
-			d.Annotations = nil
-			named[full] = append(named[full], d)
+		d.Annotations = nil
+		for _, name := range names {
+			if named[name] == nil {
+				order = append(order, name)
+			}
+			if !slices.ContainsFunc(named[name], func(o ocispec.Descriptor) bool { return o.Digest == d.Digest }) {
+				named[name] = append(named[name], d)
+			}
 		}
 	}
 	var all []found
+	if n.index != "" {
+		target, err := l.ingest(ctx, ocispec.ImageIndexFile, "", int64(len(l.index)), bytes.NewReader(l.index))
+		if err != nil {
+			return nil, fmt.Errorf("store index.json: %w", err)
+		}
+		target.MediaType = ocispec.MediaTypeImageIndex
+		all = append(all, found{n.index, target})
+	}
 	for _, full := range order {
 		target, err := l.join(ctx, full, named[full])
 		if err != nil {
@@ -106,7 +117,7 @@ type dockerImage struct {
 
 // dockerImages lists the images of a docker archive, and makes the manifests
 // that it does not have.
-func (l *loader) dockerImages(ctx context.Context, name string) ([]found, error) {
+func (l *loader) dockerImages(ctx context.Context, n naming) ([]found, error) {
 	var list []dockerImage
 	if err := json.Unmarshal(l.docker, &list); err != nil {
 		return nil, invalid("archive: %s: %v", dockerFile, err)
@@ -115,27 +126,31 @@ func (l *loader) dockerImages(ctx context.Context, name string) ([]found, error)
 		return nil, invalid("archive: %s names no image", dockerFile)
 	}
 	var all []found
+	var targets []ocispec.Descriptor
 	for _, entry := range list {
-		tags := entry.RepoTags
-		if len(tags) == 0 {
-			if name == "" || len(list) > 1 {
-				return nil, invalid("archive: %s does not name image %q: save it by name, or give a single one a name", dockerFile, entry.Config)
-			}
-			tags = []string{name}
+		if len(entry.RepoTags) == 0 && n.refs == nil && (n.name == "" || len(list) > 1) {
+			return nil, invalid("archive: %s does not name image %q: save it by name, or give a single one a name", dockerFile, entry.Config)
 		}
 		target, err := l.dockerManifest(ctx, entry)
 		if err != nil {
 			return nil, err
 		}
-		for _, tag := range tags {
-			full, err := Normalize(tag)
-			if err != nil {
-				return nil, fmt.Errorf("archive: %s: %w", dockerFile, err)
-			}
-			all = append(all, found{full, target})
+		targets = append(targets, target)
+		names, err := n.docker(entry.RepoTags, target.Digest)
+		if err != nil {
+			return nil, fmt.Errorf("archive: %s: %w", dockerFile, err)
+		}
+		for _, name := range names {
+			all = append(all, found{name, target})
 		}
 	}
-	return all, nil
+	if n.index == "" {
+		return all, nil
+	}
+	whole, err := l.document(ctx, ocispec.MediaTypeImageIndex, ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: targets,
+	})
+	return append([]found{{n.index, whole}}, all...), err
 }
 
 func (l *loader) dockerManifest(ctx context.Context, entry dockerImage) (ocispec.Descriptor, error) {
@@ -152,6 +167,11 @@ func (l *loader) dockerManifest(ctx context.Context, entry dockerImage) (ocispec
 		}
 		if layer.MediaType, err = l.layerType(ctx, layer); err != nil {
 			return layer, err
+		}
+		if l.compress && layer.MediaType == dockerLayer {
+			if layer, err = l.pack(ctx, layer); err != nil {
+				return layer, fmt.Errorf("compress layer %q: %w", name, err)
+			}
 		}
 		doc.Layers = append(doc.Layers, layer)
 	}

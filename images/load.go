@@ -32,6 +32,7 @@ type loader struct {
 	blobs    *metadata.Blobs
 	prefix   string // of the refs of its ingests
 	progress func(Progress)
+	compress bool // layers of a docker archive
 	buf      []byte
 
 	index  []byte // index.json, nil if there is none

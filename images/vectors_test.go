@@ -127,7 +127,7 @@ func TestNames(t *testing.T) {
 		if l.index, err = json.Marshal(ocispec.Index{Manifests: []ocispec.Descriptor{d}}); err != nil {
 			t.Fatal(err)
 		}
-		got, err := l.images(t.Context(), c.name)
+		got, err := l.images(t.Context(), naming{name: c.name})
 		if err != nil {
 			if !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%+v: %v", c, err)

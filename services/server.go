@@ -33,6 +33,7 @@ import (
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
 	"github.com/berthd/berth/api/services/streaming/v1/streaminggrpc"
 	"github.com/berthd/berth/api/services/tasks/v1/tasksgrpc"
+	"github.com/berthd/berth/api/services/transfer/v1/transfergrpc"
 	"github.com/berthd/berth/api/services/version/v1/versiongrpc"
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/events"
@@ -135,6 +136,7 @@ func (s *Server) register(c Config, pidns uint64, running context.Context) {
 	imagesgrpc.RegisterImagesServer(g, &imageService{db: c.DB, collect: c.Collect})
 	snapshotsgrpc.RegisterSnapshotsServer(g, &snapshotService{db: c.DB})
 	streaminggrpc.RegisterStreamingServer(g, open)
+	transfergrpc.RegisterTransferServer(g, &transferService{db: c.DB, images: c.Images, streams: open, remotes: c.Remotes})
 	mountsgrpc.RegisterMountsServer(g, &mountService{db: c.DB})
 	diffgrpc.RegisterDiffServer(g, &diffService{db: c.DB, layers: c.Images.Layers})
 	leasesgrpc.RegisterLeasesServer(g, &leaseService{db: c.DB, collect: c.Collect})
