@@ -14,6 +14,10 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/transfer/image"
+	"github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"golang.org/x/sys/unix"
 )
 
@@ -75,12 +79,13 @@ func (e *Env) Close() {
 func (r *Run) pullOnce(ctx context.Context, c ociimage.Compression, verify bool) error {
 	img := r.large[c]
 	ref := r.registry.ref(pullRepo, string(c))
-	resolver := docker.NewResolver(docker.ResolverOptions{
-		Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost)),
-	})
 	begin := time.Now()
-	_, err := r.D.Client.Pull(ctx, ref, client.WithPullUnpack,
-		client.WithPullSnapshotter(r.D.Config.Snapshotter), client.WithResolver(resolver))
+	err := r.transfer(ctx, ref)
+	if errdefs.IsNotImplemented(err) {
+		r.note("no Transfer service: the client fetches and has the daemon unpack")
+		begin = time.Now()
+		err = r.pullByClient(ctx, ref)
+	}
 	if err != nil {
 		return err
 	}
@@ -95,6 +100,26 @@ func (r *Run) pullOnce(ctx context.Context, c ociimage.Compression, verify bool)
 	return r.dropImage(ctx, ref, img)
 }
 
+// transfer has the daemon pull, as clients do that know of its Transfer service.
+func (r *Run) transfer(ctx context.Context, ref string) error {
+	from, err := registry.NewOCIRegistry(ctx, ref, registry.WithHostDir(r.registry.hosts))
+	if err != nil {
+		return err
+	}
+	to := image.NewStore(ref, image.WithUnpack(platforms.DefaultSpec(), r.D.Config.Snapshotter))
+	return r.D.Client.Transfer(ctx, from, to)
+}
+
+// pullByClient fetches in this process, as clients did before.
+func (r *Run) pullByClient(ctx context.Context, ref string) error {
+	resolver := docker.NewResolver(docker.ResolverOptions{
+		Hosts: docker.ConfigureDefaultRegistries(docker.WithClient(r.registry.keys.client)),
+	})
+	_, err := r.D.Client.Pull(ctx, ref, client.WithPullUnpack,
+		client.WithPullSnapshotter(r.D.Config.Snapshotter), client.WithResolver(resolver))
+	return err
+}
+
 func (r *Run) fetchAndExtract(ctx context.Context, c ociimage.Compression) error {
 	img := r.large[c]
 	dir := filepath.Join(r.WorkDir, "fetch")
@@ -104,7 +129,7 @@ func (r *Run) fetchAndExtract(ctx context.Context, c ociimage.Compression) error
 	defer os.RemoveAll(dir)
 	begin := time.Now()
 	for _, l := range img.Layers {
-		if err := fetchLayer(ctx, c, r.registry.blobURL(pullRepo, l.Digest), dir); err != nil {
+		if err := r.fetchLayer(ctx, c, r.registry.blobURL(pullRepo, l.Digest), dir); err != nil {
 			return err
 		}
 	}
@@ -114,8 +139,8 @@ func (r *Run) fetchAndExtract(ctx context.Context, c ociimage.Compression) error
 	return nil
 }
 
-func fetchLayer(ctx context.Context, c ociimage.Compression, url, dir string) error {
-	resp, err := http.Get(url)
+func (r *Run) fetchLayer(ctx context.Context, c ociimage.Compression, url, dir string) error {
+	resp, err := r.registry.keys.client.Get(url)
 	if err != nil {
 		return err
 	}

@@ -20,10 +20,13 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// registryServer is a registry process on loopback.
+// registryServer is a registry process on loopback, by TLS.
 type registryServer struct {
 	addr string
 	cmd  *exec.Cmd
+	keys *keys
+	// hosts is a directory that tells clients and daemons what key to trust.
+	hosts string
 }
 
 const registryConfig = `version: 0.1
@@ -36,6 +39,7 @@ storage:
     rootdirectory: %s
 http:
   addr: %s
+  tls: {certificate: %s, key: %s}
 `
 
 // startRegistry runs the docker-registry program.
@@ -53,8 +57,16 @@ func startRegistry(dir, program string) (*registryServer, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
+	made, err := makeKeys(dir)
+	if err != nil {
+		return nil, err
+	}
+	hosts := filepath.Join(dir, "hosts")
+	if err := trust(hosts, addr, made.cert); err != nil {
+		return nil, err
+	}
 	cfg := filepath.Join(dir, "config.yml")
-	if err := os.WriteFile(cfg, fmt.Appendf(nil, registryConfig, filepath.Join(dir, "data"), addr), 0o644); err != nil {
+	if err := os.WriteFile(cfg, fmt.Appendf(nil, registryConfig, filepath.Join(dir, "data"), addr, made.cert, made.key), 0o644); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(filepath.Join(dir, "log"))
@@ -68,9 +80,9 @@ func startRegistry(dir, program string) (*registryServer, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	s := &registryServer{addr: addr, cmd: cmd}
+	s := &registryServer{addr: addr, cmd: cmd, keys: made, hosts: hosts}
 	for range 200 {
-		resp, err := http.Get(s.url("/v2/"))
+		resp, err := made.client.Get(s.url("/v2/"))
 		if err == nil {
 			resp.Body.Close()
 			return s, nil
@@ -81,12 +93,25 @@ func startRegistry(dir, program string) (*registryServer, error) {
 	return nil, fmt.Errorf("registry does not answer")
 }
 
+// trust makes the directory of a host as docker and containerd read it.
+func trust(hosts, addr, cert string) error {
+	dir := filepath.Join(hosts, addr)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(cert)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "ca.crt"), data, 0o644)
+}
+
 func (s *registryServer) stop() {
 	_ = s.cmd.Process.Kill()
 	_ = s.cmd.Wait()
 }
 
-func (s *registryServer) url(path string) string { return "http://" + s.addr + path }
+func (s *registryServer) url(path string) string { return "https://" + s.addr + path }
 
 func (s *registryServer) ref(repo, tag string) string { return s.addr + "/" + repo + ":" + tag }
 
@@ -139,7 +164,7 @@ func (s *registryServer) send(ctx context.Context, method, target, contentType s
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := s.keys.client.Do(req)
 	if err != nil {
 		return "", err
 	}
