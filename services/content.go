@@ -3,7 +3,6 @@ package services
 import (
 	"context"
 	"fmt"
-	"io"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -16,8 +15,8 @@ import (
 )
 
 const (
-	listBlock = 100     // objects in one message of a streamed list
-	readChunk = 1 << 20 // bytes in one message of a read
+	listBlock = 100       // objects in one message of a streamed list
+	readChunk = 256 << 10 // bytes in one message of a read: the next is read while the last is sent
 )
 
 type contentService struct {
@@ -117,25 +116,7 @@ func (s *contentService) Read(r *content.ReadContentRequest, stream grpc.ServerS
 	if size := r.GetSize(); size > 0 {
 		left = min(left, size)
 	}
-	return sendPart(io.NewSectionReader(blob, offset, left), stream)
-}
-
-// sendPart streams what part has. The offset in each message counts from the
-// part's own start.
-func sendPart(part *io.SectionReader, stream grpc.ServerStreamingServer[content.ReadContentResponse]) error {
-	buf := make([]byte, min(readChunk, part.Size()))
-	for sent := int64(0); sent < part.Size(); {
-		n, err := io.ReadFull(part, buf[:min(int64(len(buf)), part.Size()-sent)])
-		if err != nil {
-			return fmt.Errorf("read content: %w", err)
-		}
-		// Send copies the message, so buf is free again.
-		if err := stream.Send(&content.ReadContentResponse{Offset: sent, Data: buf[:n]}); err != nil {
-			return err
-		}
-		sent += int64(n)
-	}
-	return nil
+	return sendPart(blob, offset, left, stream.SendMsg)
 }
 
 func parseDigest(text string) (digest.Digest, error) {

@@ -212,7 +212,7 @@ func badContentCalls(t *testing.T, d *daemon, calls []struct{ Case, Code string 
 }
 
 // lease makes a lease and gives a context for calls under it.
-func lease(t *testing.T, d *daemon, namespace string) context.Context {
+func lease(t testing.TB, d *daemon, namespace string) context.Context {
 	t.Helper()
 	r, err := leasesgrpc.NewLeasesClient(d).Create(in(t, namespace), &leases.CreateRequest{})
 	if err != nil {
@@ -222,7 +222,7 @@ func lease(t *testing.T, d *daemon, namespace string) context.Context {
 }
 
 // put commits a blob and gives its digest.
-func put(ctx context.Context, t *testing.T, d *daemon, data []byte) digest.Digest {
+func put(ctx context.Context, t testing.TB, d *daemon, data []byte) digest.Digest {
 	t.Helper()
 	s, err := contentgrpc.NewContentClient(d).Write(ctx)
 	if err != nil {
@@ -274,8 +274,8 @@ func TestReadIsChunked(t *testing.T) {
 	if !bytes.Equal(got, data[from:]) {
 		t.Error("other bytes than were written")
 	}
-	if want := []int{1 << 20, 1 << 20, 64<<10 - from}; !slices.Equal(sizes, want) {
-		t.Errorf("parts of %v, want %v", sizes, want)
+	if last := len(sizes) - 1; last != len(data)/readChunk || slices.Max(sizes) > readChunk || slices.Min(sizes[:last]) < readChunk {
+		t.Errorf("parts of %v", sizes)
 	}
 }
 

@@ -25,12 +25,23 @@ type write struct {
 	want   store.Expect
 	offset int64
 	answer content.WriteContentResponse
+	in     writeMessage
+}
+
+// receive gives the next message, which is good until the one after it.
+func (w *write) receive() (*content.WriteContentRequest, error) {
+	if err := w.stream.RecvMsg(&w.in); err != nil {
+		return nil, err
+	}
+	return &w.in.request, nil
 }
 
 // Write lets a client fill an ingest and commit it. A stream that ends without
 // a commit keeps the ingest: a later one with the same ref goes on with it.
 func (s *contentService) Write(stream writeStream) (err error) {
-	r, err := stream.Recv()
+	w := &write{stream: stream}
+	defer w.in.release()
+	r, err := w.receive()
 	if err != nil {
 		return ended(err)
 	}
@@ -38,7 +49,7 @@ func (s *contentService) Write(stream writeStream) (err error) {
 		return fmt.Errorf("write content: first message has no ref: %w", errdefs.ErrInvalidArgument)
 	}
 	ctx := stream.Context()
-	w := &write{stream: stream, ref: r.GetRef(), want: store.Expect{Size: r.GetTotal(), Digest: digest.Digest(r.GetExpected())}}
+	w.ref, w.want = r.GetRef(), store.Expect{Size: r.GetTotal(), Digest: digest.Digest(r.GetExpected())}
 	if w.writer, err = s.db.Blobs(anyScope(ctx)).Writer(ctx, w.ref, w.want); err != nil {
 		return err
 	}
@@ -62,7 +73,7 @@ func (s *contentService) Write(stream writeStream) (err error) {
 		if r.GetAction() == content.WriteAction_COMMIT {
 			return nil
 		}
-		if r, err = stream.Recv(); err != nil {
+		if r, err = w.receive(); err != nil {
 			return ended(err)
 		}
 		if err := w.expect(r); err != nil {

@@ -49,7 +49,7 @@ type daemon struct {
 
 // start serves until the test ends. change may set what the test wants
 // different.
-func start(t *testing.T, change ...func(*Config)) *daemon {
+func start(t testing.TB, change ...func(*Config)) *daemon {
 	t.Helper()
 	leak.Check(t)
 	root := t.TempDir()
@@ -143,7 +143,7 @@ func start(t *testing.T, change ...func(*Config)) *daemon {
 // errNoOverlay is why the harness has no overlay.
 var errNoOverlay = fmt.Errorf("no overlay here: %w", errdefs.ErrFailedPrecondition)
 
-func (d *daemon) serve(t *testing.T, c Config, collector *gc.Scheduler) {
+func (d *daemon) serve(t testing.TB, c Config, collector *gc.Scheduler) {
 	t.Helper()
 	server, err := New(c)
 	if err != nil {
@@ -179,7 +179,7 @@ func (d *daemon) serve(t *testing.T, c Config, collector *gc.Scheduler) {
 }
 
 // in is a context for calls in a namespace, with further headers.
-func in(t *testing.T, namespace string, headers ...string) context.Context {
+func in(t testing.TB, namespace string, headers ...string) context.Context {
 	t.Helper()
 	return grpcmetadata.AppendToOutgoingContext(t.Context(), append([]string{namespaceHeader, namespace}, headers...)...)
 }

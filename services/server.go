@@ -49,6 +49,13 @@ import (
 // MaxMessage is how large a gRPC message may be, either way, in bytes.
 const MaxMessage = 16 << 20
 
+// Sizes of the transport, in bytes.
+const (
+	streamWindow = 2 << 20 // what a client may send on a stream before it is read
+	connWindow   = 4 << 20 // and on a connection
+	socketBuffer = 64 << 10
+)
+
 // forwardMethod is the one method of the ttrpc server.
 const forwardMethod = "/containerd.services.events.ttrpc.v1.Events/Forward"
 
@@ -98,7 +105,10 @@ func New(c Config) (*Server, error) {
 	s := &Server{log: c.Log, drain: c.Drain, stop: stop, health: health.NewServer()}
 	s.grpc = grpc.NewServer(
 		grpc.UnaryInterceptor(e.unary), grpc.StreamInterceptor(e.stream), grpc.UnknownServiceHandler(unknown),
-		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage), grpc.ForceServerCodecV2(newBulkCodec()),
+		// So that a message of 1 MiB, as clients send content, is not waited for in parts.
+		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
+		grpc.ReadBufferSize(socketBuffer), grpc.WriteBufferSize(socketBuffer),
 		grpc.ConnectionTimeout(20*time.Second), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
