@@ -14,7 +14,9 @@ import (
 	"github.com/berthd/berth/api/services/namespaces/v1/namespacesgrpc"
 	"github.com/berthd/berth/api/services/sandbox/v1/sandboxgrpc"
 	"github.com/berthd/berth/api/services/snapshots/v1/snapshotsgrpc"
+	"github.com/berthd/berth/api/services/streaming/v1/streaminggrpc"
 	"github.com/berthd/berth/api/services/tasks/v1/tasksgrpc"
+	"github.com/berthd/berth/api/services/transfer/v1/transfergrpc"
 	"github.com/berthd/berth/api/services/version/v1/versiongrpc"
 )
 
@@ -60,8 +62,18 @@ func (c *Client) Snapshots() snapshotsgrpc.SnapshotsClient {
 	return snapshotsgrpc.NewSnapshotsClient(c.calls)
 }
 
+// Streaming carries messages to and from what works for a client in the daemon.
+func (c *Client) Streaming() streaminggrpc.StreamingClient {
+	return streaminggrpc.NewStreamingClient(c.calls)
+}
+
 // Tasks runs processes.
 func (c *Client) Tasks() tasksgrpc.TasksClient { return tasksgrpc.NewTasksClient(c.calls) }
+
+// Transfers moves images between registries, the store and streams.
+func (c *Client) Transfers() transfergrpc.TransferClient {
+	return transfergrpc.NewTransferClient(c.calls)
+}
 
 // Version tells which daemon it is.
 func (c *Client) Version() versiongrpc.VersionClient { return versiongrpc.NewVersionClient(c.calls) }

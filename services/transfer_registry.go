@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/api/types/transfer"
@@ -43,6 +44,7 @@ func (c *transferCall) pull(ctx context.Context, from *transfer.OCIRegistry, to 
 		if !pulling {
 			pulling = true
 			c.progress.phase("Pulling from " + what)
+			c.progress.image("fetching image content", o.Name, ocispec.Descriptor{MediaType: p.MediaType, Digest: p.Digest, Size: p.Total})
 		}
 		c.progress.object(p)
 	})

@@ -44,7 +44,7 @@ func (a *app) imagesCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(a.imagesImportCommand(), a.imagesListCommand(), a.imagesRemoveCommand(), a.imagesInspectCommand(),
-		a.imagesTagCommand(), a.imagesHistoryCommand(), a.imagesCheckCommand(), a.imagesPruneCommand())
+		a.imagesTagCommand(), a.imagesHistoryCommand(), a.imagesCheckCommand(), a.imagesPruneCommand(), a.imagesExportCommand(), a.imagesConvertCommand())
 	return cmd
 }
 
@@ -197,7 +197,7 @@ func (a *app) imagesRemove(ctx context.Context, c *client.Client, names []string
 func findImage(ctx context.Context, c *client.Client, name string) (*images.Image, error) {
 	image, err := c.FindImage(ctx, name)
 	if errdefs.IsNotFound(err) {
-		return nil, hint(err, "`berth images ls` lists what is there; `berth images import FILE` brings images in")
+		return nil, hint(err, "`berth images ls` lists what is there; `berth pull NAME` and `berth images import FILE` bring images in")
 	}
 	return image, err
 }

@@ -52,8 +52,8 @@ func (a *app) imagesImport(ctx context.Context, c *client.Client, source string,
 		return err
 	}
 	defer archive.Close()
-	show := a.newProgress()
-	made, err := c.Import(ctx, archive, o, show.update)
+	show := a.newProgress(false)
+	made, err := c.Import(ctx, archive, o, show.imported)
 	show.end(err == nil)
 	if err != nil {
 		return err

@@ -93,7 +93,7 @@ func (a *app) root() *cobra.Command {
 		a.runCommand(), a.startCommand(), a.execCommand(), a.attachCommand(),
 		a.psCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(),
 		a.killCommand(), a.pauseCommand(), a.unpauseCommand(), a.stopCommand(), a.waitCommand(), a.rmCommand(), a.checkpointCommand(), a.commitCommand(), a.diffCommand(), a.copyCommand(),
-		a.imagesCommand(), a.updateCommand(), a.doctorCommand(), a.fsckCommand(), a.dfCommand(), a.whyCommand(), a.pruneCommand(), a.backupCommand(), a.infoCommand(), a.versionCommand(),
+		a.imagesCommand(), a.pullCommand(), a.pushCommand(), a.loginCommand(), a.logoutCommand(), a.updateCommand(), a.doctorCommand(), a.fsckCommand(), a.dfCommand(), a.whyCommand(), a.pruneCommand(), a.backupCommand(), a.infoCommand(), a.versionCommand(),
 	)
 	ownUsage(root)
 	return root

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -10,13 +12,14 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/berthd/berth/api/berth/images/v1"
+	"github.com/berthd/berth/api/types/transfer"
 	"github.com/berthd/berth/client"
 )
 
-// progress shows how far an import is: as bars on a terminal, elsewhere as a
-// line for each thing done.
+// progress shows how far an import or a transfer is: as bars on a terminal,
+// elsewhere as a line for each thing done.
 type progress struct {
-	app  *app
+	out  io.Writer     // for lines; nil: nothing is shown
 	bars *mpb.Progress // nil: lines
 
 	// mu guards what follows.
@@ -24,7 +27,14 @@ type progress struct {
 	objects map[string]*object
 }
 
-// object is what is shown of one object of an import.
+// step is how far an object is.
+type step struct {
+	key           string // tells objects apart: a digest
+	status        string
+	offset, total int64
+}
+
+// object is what is shown of one object.
 type object struct {
 	bar *mpb.Bar
 	// status is read by mpb from goroutines of its own, on which update waits:
@@ -32,57 +42,76 @@ type object struct {
 	status atomic.Pointer[string]
 }
 
-// Statuses that end a step.
-const (
-	statusLoaded   = "loaded"
-	statusUnpacked = "unpacked"
-)
+// done are the statuses that end something, of which there is a line.
+var done = map[string]bool{
+	"loaded": true, "unpacked": true, // of an import
+	"complete": true, "already exists": true, "extracted": true, "exported": true, // of a transfer
+	"converted": true,
+}
 
 // newProgress decides by standard error, where progress belongs: standard output
 // is for what was made.
-func (a *app) newProgress() *progress {
-	p := &progress{app: a, objects: map[string]*object{}}
-	if f, ok := a.err.(*os.File); ok && client.IsTerminal(f) && !a.json() {
+func (a *app) newProgress(quiet bool) *progress {
+	p := &progress{objects: map[string]*object{}}
+	if quiet || a.json() {
+		return p
+	}
+	p.out = a.err
+	if f, ok := a.err.(*os.File); ok && client.IsTerminal(f) {
 		p.bars = mpb.New(mpb.WithOutput(f), mpb.WithWidth(40))
 	}
 	return p
 }
 
-// update shows a message of progress.
-func (p *progress) update(m *images.Progress) {
+// imported shows a message of an import.
+func (p *progress) imported(m *images.Progress) {
+	p.update(step{m.GetDigest(), m.GetStatus(), m.GetOffset(), m.GetTotal()})
+}
+
+// transferred shows a message of a transfer. What is not about a blob is not shown.
+func (p *progress) transferred(m *transfer.Progress) {
+	kind, id, _ := strings.Cut(m.GetName(), "-")
+	if kind == "layer" || kind == "config" || kind == "blob" {
+		p.update(step{id, m.GetEvent(), m.GetProgress(), m.GetTotal()})
+	}
+}
+
+// update shows how far an object is.
+func (p *progress) update(s step) {
+	if p.out == nil {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	o := p.objects[m.GetDigest()]
+	o := p.objects[s.key]
 	if o == nil {
 		o = &object{}
-		p.objects[m.GetDigest()] = o
+		p.objects[s.key] = o
 	}
-	status := m.GetStatus()
-	before := o.status.Swap(&status)
+	before := o.status.Swap(&s.status)
 	if p.bars == nil {
-		changed := before == nil || *before != status
-		if changed && (status == statusLoaded || status == statusUnpacked) && !p.app.json() {
-			fmt.Fprintf(p.app.err, "%s %s\n", status, m.GetDigest())
+		if (before == nil || *before != s.status) && done[s.status] {
+			fmt.Fprintf(p.out, "%s %s\n", s.status, s.key)
 		}
 		return
 	}
 	if o.bar == nil {
-		o.bar = p.bars.AddBar(m.GetTotal(),
+		o.bar = p.bars.AddBar(s.total,
 			mpb.PrependDecorators(
-				decor.Name(shortDigest(m.GetDigest()), decor.WCSyncSpaceR),
+				decor.Name(shortDigest(s.key), decor.WCSyncSpaceR),
 				decor.Any(func(decor.Statistics) string { return *o.status.Load() }, decor.WCSyncSpaceR)),
 			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string {
 				return humanSize(s.Current) + " / " + humanSize(s.Total)
 			})))
 	}
-	if total := m.GetTotal(); total > 0 {
-		o.bar.SetTotal(total, false)
+	if s.total > 0 {
+		o.bar.SetTotal(s.total, false)
 	}
-	o.bar.SetCurrent(m.GetOffset())
+	o.bar.SetCurrent(s.offset)
 }
 
 // end takes the bars to their end, or leaves them where they are.
-func (p *progress) end(done bool) {
+func (p *progress) end(whole bool) {
 	if p.bars == nil {
 		return
 	}
@@ -93,7 +122,7 @@ func (p *progress) end(done bool) {
 	}
 	p.mu.Unlock()
 	for _, bar := range all {
-		if done {
+		if whole {
 			bar.SetTotal(-1, true)
 		} else {
 			bar.Abort(false)

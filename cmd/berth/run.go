@@ -25,7 +25,7 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] IMAGE [COMMAND [ARGUMENT...]]",
 		Short: "Run a command in a new container",
-		Long: "Run a command in a new container, made from an image.\n\n" +
+		Long: "Run a command in a new container, made from an image, which is pulled if it is not there (--pull).\n\n" +
 			"In the foreground the command has berth's output and signals, and with -i its input. Three ^C in a row kill\n" +
 			"what does not heed one. With -d it runs in the background, and its output goes to a log (`berth logs`); `berth\n" +
 			"attach` shows what comes and, with -i too, sends input.\n\n" +
@@ -45,6 +45,8 @@ func (a *app) runCommand() *cobra.Command {
 	}
 	cmd.Flags().SetInterspersed(false) // what follows the image is the command's
 	f.register(cmd.Flags())
+	_ = cmd.RegisterFlagCompletionFunc("pull", cobra.FixedCompletions(
+		[]string{pullMissing, pullAlways, pullNever}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("net", cobra.FixedCompletions(
 		[]string{string(spec.NetworkNone), string(spec.NetworkHost)}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -70,6 +72,9 @@ func (a *app) run(f *runFlags, image string, args []string) error {
 	defer c.Close()
 	if err := join(p.ctx, c, &o.Spec); err != nil {
 		return err
+	}
+	if err := a.ensure(p.ctx, c, f.pull, o.Image, o.Snapshotter); err != nil {
+		return p.refused(err, "")
 	}
 	if f.detach {
 		return a.runDetached(c, p, f, o)
@@ -98,7 +103,7 @@ func newContainer(ctx context.Context, c *client.Client, o client.ContainerOptio
 			"choose another --name, or remove it with `berth rm %s`", o.ID)
 	case errdefs.IsNotFound(err):
 		if _, imageErr := c.FindImage(ctx, o.Image); errdefs.IsNotFound(imageErr) {
-			return nil, hint(err, "bring it in with `berth images import FILE`; `berth images ls` lists what is there")
+			return nil, hint(err, "bring it in with `berth images import FILE` or `berth pull NAME`; `berth images ls` lists what is there")
 		}
 	}
 	return made, err

@@ -84,7 +84,8 @@ func TestRunFailures(t *testing.T) {
 		args []string
 		err  string
 	}{
-		"no such image":    {[]string{"nosuch"}, "berth: image \"nosuch\": not found\nberth: hint: bring it in with `berth images import FILE`"},
+		"bad pull":         {[]string{"--pull", "sometimes", "busybox"}, `--pull "sometimes"`},
+		"no such image":    {[]string{"--pull", "never", "nosuch"}, "berth: image \"nosuch\": not found\nberth: hint: bring it in with `berth images import FILE`"},
 		"name taken":       {[]string{"--name", "taken", "busybox"}, "already exists\nberth: hint: choose another --name"},
 		"bad name":         {[]string{"--name", "a/b", "busybox"}, "berth: identifier"},
 		"bad flag":         {[]string{"--nosuch", "busybox"}, "berth: unknown flag: --nosuch\nberth: hint: berth run --help"},

@@ -30,6 +30,7 @@ type runFlags struct {
 	stopSignal  string
 	restart     string
 	checkpoint  string
+	pull        string
 	systemd     bool
 
 	env, envFiles []string
@@ -64,6 +65,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.runtime, "runtime", "", "OCI `runtime`, as a program or a path, or name of a shim's runtime like "+client.DefaultRuntime)
 	flags.BoolVar(&f.systemd, "systemd-cgroup", false, "have systemd make its control group, as a scope in system.slice")
 	flags.StringVar(&f.snapshotter, "snapshotter", "", "`snapshotter` for its files")
+	flags.StringVar(&f.pull, "pull", pullMissing, "`when` to fetch the image from its registry: missing, always, never")
 	flags.StringVar(&f.stopSignal, "stop-signal", "", "`signal` by which stop asks it to end")
 	registerRestart(flags, &f.restart)
 	flags.StringVar(&f.checkpoint, "checkpoint", "", "with -d: go on from a checkpoint of another `CONTAINER/NAME`, instead of beginning")
@@ -97,6 +99,9 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 
 // check refuses flags that do not go together.
 func (f *runFlags) check() error {
+	if f.pull != pullMissing && f.pull != pullAlways && f.pull != pullNever {
+		return usage(fmt.Errorf("--pull %q is neither %s nor %s nor %s", f.pull, pullMissing, pullAlways, pullNever))
+	}
 	policy, err := checkRestart(f.restart)
 	switch {
 	case err != nil:
