@@ -43,6 +43,7 @@ func onto(ctx context.Context, mounts []mount.Mount, lower func() ([]string, err
 			}
 			if upper != "" {
 				form.Overlay, form.Lower = true, lower
+				form.UserXattr = slices.Contains(m.Options, "userxattr")
 				return do(upper, form)
 			}
 		}

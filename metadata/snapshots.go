@@ -55,7 +55,7 @@ func (db *DB) Snapshotters() []string {
 
 // Rebases tells whether a layer that was prepared without a parent can take one on
 // at its commit: then layers can be laid down before those below them are there.
-func (s *Snapshots) Rebases() bool { return s.driver.rebase }
+func (s *Snapshots) Rebases() bool { return s.driver.rebase && s.driver.remote == nil }
 
 // Below gives mounts that show the committed snapshot of that name, read-only, as a
 // view of it would, without making one: they are good as long as something else
@@ -65,7 +65,7 @@ func (s *Snapshots) Below(name string) ([]mount.Mount, error) {
 	if err := s.check("snapshot name", name); err != nil {
 		return nil, err
 	}
-	if !s.driver.rebase {
+	if !s.Rebases() {
 		return nil, fmt.Errorf("layers of snapshotter %q have no directories of their own: %w", s.driver.name, errdefs.ErrNotImplemented)
 	}
 	var ids []snapshots.ID
@@ -109,7 +109,7 @@ func (s *Snapshots) Stat(ctx context.Context, key string) (snapshots.Info, error
 	if s.driver.remote != nil {
 		return s.remoteStat(ctx, row)
 	}
-	return row.Info(), nil
+	return s.info(row), nil
 }
 
 // Update implements snapshots.Snapshotter: NotFound, InvalidArgument.
@@ -124,7 +124,20 @@ func (s *Snapshots) Update(ctx context.Context, info snapshots.Info, fields ...s
 	if err != nil {
 		return snapshots.Info{}, err
 	}
-	return row.Info(), nil
+	return s.info(row), nil
+}
+
+// labeler is what drivers can do that tell of a snapshot in labels.
+type labeler interface {
+	Labels(id snapshots.ID, kind snapshots.Kind) map[string]string
+}
+
+// info gives a row as callers see it, with what the driver tells of it.
+func (s *Snapshots) info(row *snapshots.Row) snapshots.Info {
+	if l, ok := s.driver.Driver.(labeler); ok {
+		return merge(row, l.Labels(row.ID, row.Kind))
+	}
+	return row.Info()
 }
 
 // updateRow changes the labels of a row.
@@ -239,7 +252,7 @@ func (s *Snapshots) list(ctx context.Context, filters []string) (infos []snapsho
 			for stored, err := range snapshotTable.All(tx, s.scope.Namespace, path(s.driver.name, "")) {
 				var info snapshots.Info
 				if err == nil {
-					info = treeRow(stored.GetInfo().GetName(), stored).Info()
+					info = s.info(treeRow(stored.GetInfo().GetName(), stored))
 				}
 				if !yield(info, err) {
 					return

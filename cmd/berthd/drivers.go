@@ -16,6 +16,7 @@ import (
 
 	"github.com/berthd/berth/internal/config"
 	"github.com/berthd/berth/internal/durable"
+	"github.com/berthd/berth/internal/size"
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/services"
 	"github.com/berthd/berth/snapshots"
@@ -59,7 +60,12 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 		if found.remap != nil {
 			log.Info("containers with user namespaces need the snapshotter native here", "reason", found.remap)
 		}
-		if over.Driver, err = overlay.Open(overlay.Config{Root: over.root, Remap: found.remap == nil}); err != nil {
+		c, err := overlayConfig(cfg.Overlay, over.root)
+		if err != nil {
+			return nil, err
+		}
+		c.Remap = found.remap == nil
+		if over.Driver, err = overlay.Open(c); err != nil {
 			return nil, fmt.Errorf("snapshotter %s: %w", over.name, err)
 		}
 	}
@@ -79,6 +85,28 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 		log.Warn("snapshotter overlayfs can't be used; native copies every layer instead", "error", over.err)
 	}
 	return all, nil
+}
+
+// overlayConfig is what the configuration wants of overlay.
+func overlayConfig(o config.Overlay, root string) (overlay.Config, error) {
+	c := overlay.Config{Root: root, Volatile: o.Volatile, UpperDir: o.UpperDir, UserXattr: o.UserXattr == config.Yes}
+	if o.UserXattr == config.No {
+		c.Options = slices.DeleteFunc(overlay.HostOptions(), func(option string) bool { return option == "userxattr" })
+	}
+	var err error
+	if c.BootID, err = sys.BootID(); err != nil {
+		return c, err
+	}
+	if o.Quota == "" {
+		return c, nil
+	}
+	if c.Quota, err = size.Parse(o.Quota); err == nil && c.Quota > 0 {
+		err = overlay.ProbeQuota(root)
+	}
+	if err != nil {
+		return c, fmt.Errorf("configuration key overlay.quota: %w", err)
+	}
+	return c, nil
 }
 
 // has tells whether the snapshotter that the configuration wants can be used.

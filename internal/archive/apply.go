@@ -41,6 +41,9 @@ type Options struct {
 	// attributes that only the initial namespace may set are left out, and
 	// overlayfs's attributes are those of its option userxattr.
 	UserNS bool
+	// UserXattr is for an overlay that is mounted with its option userxattr: its
+	// attributes are those in user.*.
+	UserXattr bool
 	// Copy says that the tar is no layer, but has files for a tree that is in use:
 	// there are no whiteouts, directories that are there stay as they are, and a
 	// directory is neither replaced by another file nor the other way round, which is

@@ -113,7 +113,7 @@ func (a *applier) isWhiteout(st *unix.Stat_t) bool {
 }
 
 func (a *applier) opaqueName() string {
-	if a.o.UserNS {
+	if a.o.UserNS || a.o.UserXattr {
 		return "user.overlay.opaque"
 	}
 	return "trusted.overlay.opaque"

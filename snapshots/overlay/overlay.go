@@ -20,6 +20,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,6 +36,9 @@ import (
 const (
 	labelUIDMapping = "containerd.io/snapshot/uidmapping"
 	labelGIDMapping = "containerd.io/snapshot/gidmapping"
+	labelUpperDir   = "containerd.io/snapshot/overlay.upperdir"
+	labelDiffID     = "containerd.io/snapshot/diff-id"  // on what a layer is unpacked into
+	labelMaxSize    = "containerd.io/snapshot/max-size" // bytes, instead of Config.Quota
 )
 
 const (
@@ -47,6 +51,22 @@ type Config struct {
 	Root string // everything of the driver is in there
 	// Options end the mounts. nil: what this host needs (HostOptions).
 	Options []string
+	// UserXattr has the kernel keep its marks in user.overlay.*, where a user
+	// namespace may read them. Layers made so don't fit mounts without it. Then
+	// layers can't be made out of order, so the capability rebase is missing.
+	UserXattr bool
+	// Volatile has writable layers not flushed when they are unmounted (since
+	// 5.10). A machine that goes down then leaves a layer that may be damaged,
+	// whose mounts are refused from then on. Layers that become committed are
+	// flushed all the same.
+	Volatile bool
+	// BootID tells this boot from every other. Volatile needs it.
+	BootID string
+	// UpperDir has Labels tell the directory of a writable layer.
+	UpperDir bool
+	// Quota is how many bytes one writable layer of a container may take; 0: any.
+	// Ask ProbeQuota first whether it can be kept.
+	Quota int64
 	// Remap gives snapshots with an id mapping mounts that ask for an idmapped
 	// mount, and reports the capability remap-ids. Whoever mounts must be able to
 	// make them.
@@ -56,6 +76,7 @@ type Config struct {
 // Driver implements snapshots.Driver.
 type Driver struct {
 	dirs    *snapshots.Dirs
+	config  Config
 	options []string
 	remap   bool
 }
@@ -71,9 +92,12 @@ func Open(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("overlay: %w", err)
 	}
-	d := &Driver{dirs: dirs, options: c.Options, remap: c.Remap}
+	d := &Driver{dirs: dirs, config: c, options: c.Options, remap: c.Remap}
 	if d.options == nil {
 		d.options = HostOptions()
+	}
+	if c.UserXattr && !slices.Contains(d.options, "userxattr") {
+		d.options = append(slices.Clone(d.options), "userxattr")
 	}
 	return d, nil
 }
@@ -86,10 +110,14 @@ func (d *Driver) Root() string { return d.dirs.Root() }
 
 // Capabilities implements snapshots.Driver.
 func (d *Driver) Capabilities() []string {
+	var all []string
 	if d.remap {
-		return []string{"remap-ids", "rebase"}
+		all = append(all, "remap-ids")
 	}
-	return []string{"rebase"}
+	if !d.config.UserXattr {
+		all = append(all, "rebase")
+	}
+	return all
 }
 
 // Create implements snapshots.Driver. The layer's root gets owner and mode of
@@ -119,6 +147,9 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 				return err
 			}
 		}
+		if err := d.limit(dir, id, o); err != nil {
+			return err
+		}
 		return root.apply(filepath.Join(dir, fsDir))
 	}
 	flush := func(dir string) error {
@@ -147,6 +178,12 @@ func (d *Driver) Mounts(id snapshots.ID, parents []snapshots.ID, o snapshots.Cre
 	}
 	if o.Kind == snapshots.Active {
 		options = append(options, "workdir="+filepath.Join(d.dirs.Path(id), workDir), "upperdir="+d.fs(id))
+		if d.config.Volatile && !unpacked(o.Labels) {
+			if err := d.allowVolatile(id); err != nil {
+				return nil, fmt.Errorf("overlay: snapshot %s: %w", id, err)
+			}
+			options = append(options, "volatile")
+		}
 	}
 	lower := make([]string, len(parents))
 	for i, parent := range parents {
@@ -165,6 +202,9 @@ func (d *Driver) Flush(_ context.Context, id snapshots.ID) error {
 	if _, err := os.Lstat(d.fs(id)); err != nil {
 		return fmt.Errorf("overlay: flush snapshot %s: %w", id, err)
 	}
+	if err := d.unlimit(id); err != nil {
+		return fmt.Errorf("overlay: flush snapshot %s: %w", id, err)
+	}
 	if err := d.dirs.Flush(); err != nil {
 		return fmt.Errorf("overlay: flush snapshot %s: %w", id, err)
 	}
@@ -173,6 +213,9 @@ func (d *Driver) Flush(_ context.Context, id snapshots.ID) error {
 
 // Remove implements snapshots.Driver.
 func (d *Driver) Remove(ctx context.Context, id snapshots.ID) error {
+	if err := d.unlimit(id); err != nil {
+		return fmt.Errorf("overlay: remove snapshot %s: %w", id, err)
+	}
 	return d.dirs.Remove(ctx, id)
 }
 
