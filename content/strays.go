@@ -72,6 +72,9 @@ func (s *Disk) isStray(name string) bool {
 	case len(parts) == 3 && parts[0] == blobsDir:
 		return !fi.Mode().IsRegular() || digest.NewDigestFromEncoded(digest.Algorithm(parts[1]), parts[2]).Validate() != nil
 	case len(parts) == 2 && parts[0] == ingestDir:
+		if !fi.IsDir() {
+			return true
+		}
 		_, err := s.status(name, "")
 		return (errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged)) && !s.inHand(name) && s.present(name)
 	}

@@ -6,9 +6,11 @@ import (
 	"iter"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/api/services/namespaces/v1"
+	"github.com/berthd/berth/internal/names"
 	"github.com/berthd/berth/metadata/rows"
 	"github.com/berthd/berth/snapshots"
 )
@@ -17,6 +19,7 @@ import (
 type CheckOptions struct {
 	ReadContent bool    // read every blob and compare it with its digest
 	References  bool    // also tell what refers to what is gone
+	RowsOnly    bool    // look whether rows can be read, and no further
 	Repair      *Repair // nil: only look
 }
 
@@ -97,14 +100,18 @@ func (c *check) handOut() bool {
 func (db *DB) Check(ctx context.Context, o CheckOptions) iter.Seq[Problem] {
 	return func(yield func(Problem) bool) {
 		c := &check{db: db, ctx: ctx, options: o, yield: yield}
-		// Bytes come before what is unpacked from them.
-		steps := []func() error{c.rows, c.blobs}
+		// What is in the way of bytes comes before them, and they come before what
+		// is unpacked from them.
+		steps := []func() error{c.rows, c.strays, c.blobs}
 		if o.ReadContent {
 			steps = append(steps, c.read)
 		}
-		steps = append(steps, c.tree, c.strayBlobs, c.ingests, c.directories, c.checkRemotes, c.checkMounts, c.strays)
+		steps = append(steps, c.tree, c.strayBlobs, c.ingests, c.directories, c.checkRemotes, c.checkMounts)
 		if o.References {
 			steps = append(steps, c.references)
+		}
+		if o.RowsOnly {
+			steps = steps[:1]
 		}
 		for _, step := range steps {
 			if err := step(); err != nil {
@@ -132,17 +139,10 @@ func (c *check) rows() error {
 				c.broken(c.renewNamespace(string(key)), "database", "", string(key), "the row of this namespace can't be read: %v", err)
 			}
 		}
-		for bucket, empty := range map[string]func() proto.Message{
-			containerTable.bucket:  func() proto.Message { return containerTable.make() },
-			sandboxTable.bucket:    func() proto.Message { return sandboxTable.make() },
-			imageTable.bucket:      func() proto.Message { return imageTable.make() },
-			leaseTable.bucket:      func() proto.Message { return leaseTable.make() },
-			blobTable.bucket:       func() proto.Message { return blobTable.make() },
-			ingestTable.bucket:     func() proto.Message { return ingestTable.make() },
-			snapshotTable.bucket:   func() proto.Message { return snapshotTable.make() },
-			activationTable.bucket: func() proto.Message { return activationTable.make() },
-		} {
-			c.table(tx, bucket, empty)
+		for bucket, empty := range messages {
+			if bucket != namespacesBucket {
+				c.table(tx, bucket, empty)
+			}
 		}
 		for key := range tx.scan(heldBucket, "") {
 			ns, rest, _ := cut(string(key))
@@ -171,15 +171,23 @@ func (c *check) table(tx *Tx, bucket string, empty func() proto.Message) {
 			c.broken(c.dropRow(bucket, key, value), "database", "", string(key), "a key of bucket %q has no namespace", bucket)
 			continue
 		}
+		drop := c.dropRow(bucket, key, value)
+		if err := names.Namespace(ns); err != nil {
+			c.broken(drop, kinds[bucket], ns, named(rest), "its namespace can be none: %v", err)
+			continue
+		}
 		if tx.bolt.Bucket([]byte(namespacesBucket)).Get([]byte(ns)) == nil {
 			c.broken(c.renewNamespace(ns), kinds[bucket], ns, named(rest), "its namespace has no row")
 		}
-		if err := proto.Unmarshal(value, empty()); err != nil {
-			how := c.dropRow(bucket, key, value)
-			if bucket == blobTable.bucket {
-				how = c.renewBlob(ns, rest, how)
-			}
-			c.broken(how, kinds[bucket], ns, named(rest), "its row can't be read: %v", err)
+		renew := drop
+		if bucket == blobTable.bucket {
+			renew = c.renewBlob(ns, rest, drop)
+		}
+		m := empty()
+		if err := proto.Unmarshal(value, m); err != nil {
+			c.broken(renew, kinds[bucket], ns, named(rest), "its row can't be read: %v", err)
+		} else if own := ownName(m); own != rest[strings.LastIndex(rest, separator)+1:] && (bucket != blobTable.bucket || digest.Digest(rest).Validate() == nil) {
+			c.broken(renew, kinds[bucket], ns, named(rest), "its row is that of %q", short(own))
 		}
 	}
 }

@@ -76,5 +76,5 @@ func (c *check) mayBeAbsent(tx *Tx, n, to node) bool {
 // kindNames are the kinds of nodes in words.
 var kindNames = [...]string{
 	kindContainer: "container", kindImage: "image", kindLease: "lease",
-	kindIngest: "ingest", kindSnapshot: "snapshot", kindContent: "blob",
+	kindIngest: "ingest", kindMount: "activation", kindSnapshot: "snapshot", kindContent: "blob",
 }

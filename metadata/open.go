@@ -223,12 +223,20 @@ func (db *DB) count(ctx context.Context) error {
 			}
 			db.ingests.seen(row.BackendRef)
 		}
-		return tx.eachSnapshot(func(_, snapshotter string, row *snapshots.Row) error {
-			if d := db.drivers[snapshotter]; d != nil {
-				d.seen(row.ID)
+		for key, value := range tx.scan(snapshotTable.bucket, "") {
+			ns, rest, _ := cut(string(key))
+			row, err := snapshotTable.decode(ns, rest, value)
+			if err != nil {
+				// Its number is that of a directory, which counts below.
+				db.log.Error("unreadable row; run `berth fsck`", slog.Any("error", err))
+				continue
 			}
-			return nil
-		})
+			snapshotter, _, _ := cut(rest)
+			if d := db.drivers[snapshotter]; d != nil {
+				d.seen(snapshots.ID(row.Id))
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return err

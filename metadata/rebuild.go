@@ -134,9 +134,14 @@ func (r *Rebuilt) salvage(db *DB, path string) error {
 	return db.protect("salvage", func() error {
 		return db.bolt.Update(func(tx *bolt.Tx) error {
 			var failed error
+			unsound := map[string]error{}
 			lost, err := boltfile.Salvage(f, info.Size(), func(bucket string, key, value []byte) {
 				b := tx.Bucket([]byte(bucket))
-				if failed != nil || b == nil || bucket == schemaBucket || len(key) > bolt.MaxKeySize {
+				if failed != nil || b == nil || bucket == schemaBucket {
+					return
+				}
+				if err := sound(bucket, string(key), value); err != nil {
+					unsound[bucket] = err
 					return
 				}
 				r.Rows++
@@ -147,6 +152,11 @@ func (r *Rebuilt) salvage(db *DB, path string) error {
 				return nil // nothing can be read
 			}
 			r.Missing = lost
+			for bucket, err := range unsound {
+				if lost[bucket] == nil {
+					lost[bucket] = err
+				}
+			}
 			return failed
 		})
 	})

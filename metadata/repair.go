@@ -120,7 +120,7 @@ func (c *check) renewBlob(ns, d string, drop fix) fix {
 			return "", err
 		}
 		return "its row is made anew, without labels", c.db.Update(ctx, func(tx *Tx) error {
-			if _, err := blobTable.Get(tx, ns, d); err == nil {
+			if row, err := blobTable.Get(tx, ns, d); err == nil && row.Digest == d {
 				return errGone
 			}
 			now := timestamppb.New(tx.now)

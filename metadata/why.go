@@ -16,7 +16,7 @@ import (
 
 // Link is a step of the way from a root to an object.
 type Link struct {
-	Kind        string // "container", "image", "lease", "ingest", "snapshot", "blob"
+	Kind        string // "container", "image", "lease", "ingest", "activation", "snapshot", "blob"
 	Namespace   string
 	Name        string
 	Snapshotter string // of a snapshot
@@ -233,6 +233,9 @@ func (tx *Tx) labelsOf(n node) map[string]string {
 	case kindContent:
 		row, _ := blobTable.Get(tx, n.ns, n.key)
 		return row.GetLabels()
+	case kindMount:
+		row, _ := activationTable.Get(tx, n.ns, n.key)
+		return row.GetInfo().GetLabels()
 	case kindSnapshot:
 		row, _ := snapshotTable.Get(tx, n.ns, n.key)
 		return row.GetInfo().GetLabels()

@@ -169,6 +169,9 @@ func (c *fsckCall) rebuild(ctx context.Context) (*metadata.DB, error) {
 
 // bringTogether gives rows to what the rebuilt database does not know.
 func (c *fsckCall) bringTogether(ctx context.Context, db *metadata.DB, store *images.Store) error {
+	for p := range db.Check(ctx, metadata.CheckOptions{RowsOnly: true, Repair: &metadata.Repair{}}) {
+		c.say(p)
+	}
 	blobs, directories, err := db.Adopt(ctx, c.adopt)
 	if err != nil {
 		return err

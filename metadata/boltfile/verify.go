@@ -196,10 +196,12 @@ func (p page) part(what string, from, size uint64) ([]byte, error) {
 	return p.data[from : from+size], nil
 }
 
-// inOrder checks the key of element i against what is before and behind.
+// inOrder checks the key of element i against what is before and behind. The
+// first of a page is the one that the page above has for it: bbolt looks it up
+// there when it writes the page anew.
 func (p page) inOrder(i uint64, key, before, limit []byte) error {
 	compared := bytes.Compare(before, key)
-	if i == 0 && compared > 0 || i > 0 && compared >= 0 || limit != nil && bytes.Compare(key, limit) >= 0 {
+	if i == 0 && before != nil && compared != 0 || i > 0 && compared >= 0 || limit != nil && bytes.Compare(key, limit) >= 0 {
 		return fmt.Errorf("page %d: key %d is out of order", p.id, i)
 	}
 	return nil
