@@ -122,7 +122,7 @@ func (v *converter) choose(list []imagespec.Descriptor) ([]imagespec.Descriptor,
 			}
 		}
 		if best < 0 {
-			return nil, fmt.Errorf("it has nothing for platform %s: %w", text, errdefs.ErrNotFound)
+			return nil, fmt.Errorf("there is nothing for platform %s: %w", text, errdefs.ErrNotFound)
 		}
 		if !slices.ContainsFunc(kept, func(d imagespec.Descriptor) bool { return d.Digest == list[best].Digest }) {
 			kept = append(kept, list[best])
@@ -143,6 +143,13 @@ func (v *converter) manifest(ctx context.Context, d imagespec.Descriptor) (image
 	var config imagespec.Image
 	if err := v.c.readJSON(ctx, manifest.Config.Digest, maxConfig, &config); err != nil {
 		return d, err
+	}
+	if d.Platform == nil { // else it was chosen by what the index says
+		alone := d
+		alone.Platform = &config.Platform
+		if _, err := v.choose([]imagespec.Descriptor{alone}); err != nil {
+			return d, err
+		}
 	}
 	if len(config.RootFS.DiffIDs) != len(manifest.Layers) {
 		return d, fmt.Errorf("manifest %s has %d layers, its config %d: %w", d.Digest, len(manifest.Layers), len(config.RootFS.DiffIDs), errdefs.ErrInvalidArgument)

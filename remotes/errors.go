@@ -168,6 +168,10 @@ func (e *endpoint) explainAnswer(p *Error, said *errcode.ErrorResponse, err erro
 		if e.access.Credentials != nil {
 			p.Hint = "there is no such repository, or the credentials for it are missing or wrong; " + p.Hint
 		}
+	case http.StatusBadRequest:
+		if e.host.URL.Scheme == "http" {
+			p.Hint = fmt.Sprintf("it was spoken to by http; if it wants https, certs.d/%s/hosts.toml has to say: server = \"https://%s\", or ca.crt has to be there", e.ref.Registry, e.host.URL.Host)
+		}
 	case http.StatusForbidden:
 		p.Hint = "the account has no right to this repository, or there is none of that name"
 	case http.StatusTooManyRequests:

@@ -145,6 +145,8 @@ func (a *app) hints(ran *cobra.Command, err error) []string {
 // the texts of package runtime.
 func unavailableHint(text string) string {
 	switch {
+	case strings.HasPrefix(text, "pull "), strings.HasPrefix(text, "push "):
+		return "the registry can't be reached from the daemon's machine, or has no time; hosts.toml in the directory of registry.hosts_dir says how it is reached"
 	case strings.Contains(text, "runs on without its shim"):
 		return "the container runs on, but nothing more can be run in it: `berth kill`, `berth stop` and `berth rm -f` work"
 	case strings.Contains(text, "the shim "), strings.Contains(text, "its shim "):

@@ -52,6 +52,7 @@ func TestScripts(t *testing.T) {
 			"pid":      cmdPID,
 			"gone":     cmdGone,
 			"terminal": cmdTerminal,
+			"registry": cmdRegistry,
 		},
 		Condition:          condition,
 		RequireUniqueNames: true,
