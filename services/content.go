@@ -16,7 +16,7 @@ import (
 
 const (
 	listBlock = 100       // objects in one message of a streamed list
-	readChunk = 256 << 10 // bytes in one message of a read: the next is read while the last is sent
+	readChunk = 512 << 10 // bytes in one message of a read: the next is read while the last is sent
 )
 
 type contentService struct {

@@ -59,10 +59,10 @@ func DefaultParams() *Params {
 		Large:        ociimage.LargeSpec{Layers: 10, SmallFiles: 20000, BigFiles: 8, BigBytes: 16 << 20},
 		ImportRounds: 5, PullRounds: 3,
 		ContentRounds: 5, ContentBytes: 512 << 20,
-		MetadataRounds: 5, MetadataOps: 300, MetadataList: 5000,
+		MetadataRounds: 5, MetadataOps: 300, MetadataList: 10000,
 		EventLatency: 1000, EventRounds: 3, EventBurst: 5000,
 		StdioRounds: 5, StdioBytes: 512 << 20, StdioShort: 100,
-		GCImages: 2000, GCBlobs: 5000, GCSnapshots: 2000,
+		GCImages: 1000, GCBlobs: 5000, GCSnapshots: 2000,
 		IdleBeforeMeasures: 2 * time.Second,
 	}
 }
