@@ -26,6 +26,11 @@ type Options struct {
 	// overlay, and Lower gives the directories below it, nearest first. It is called
 	// at most once, when something of the layer depends on them, and may block.
 	Lower func() ([]string, error)
+	// Processors are programs for layers that are wrapped in more than is built in,
+	// or that are to do what is; the first that accepts a media type is taken.
+	Processors []Processor
+	// Payloads are what processors are told beside the stream, by their ID.
+	Payloads map[string][]byte
 }
 
 // Result describes what was applied: the uncompressed layer.
@@ -45,7 +50,9 @@ type Result struct {
 // is Unimplemented; a damaged layer, or mounts that can't be written,
 // InvalidArgument; too large a layer ResourceExhausted.
 func Apply(ctx context.Context, r io.Reader, mediaType string, mounts []mount.Mount, o Options) (Result, error) {
-	uncompressed, err := open(r, mediaType)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	uncompressed, err := unwrap(ctx, r, mediaType, o)
 	if err != nil {
 		return Result{}, err
 	}
@@ -56,7 +63,7 @@ func Apply(ctx context.Context, r io.Reader, mediaType string, mounts []mount.Mo
 			result.Root = result.Root || h.Typeflag == tar.TypeDir && path.Clean("/"+h.Name) == "/"
 			return nil
 		}
-		result.DiffID, result.Size, err = lay(ctx, uncompressed, root, form, o)
+		result.DiffID, result.Size, err = lay(ctx, cancel, uncompressed, root, form, o)
 		if err == nil && o.SyncFS {
 			err = durable.SyncFS("diff.apply", root)
 		}
@@ -68,13 +75,13 @@ func Apply(ctx context.Context, r io.Reader, mediaType string, mounts []mount.Mo
 	return result, nil
 }
 
-// lay extracts and hashes a stream. No goroutine of it is left when it returns.
-func lay(ctx context.Context, r io.Reader, root string, form archive.Options, o Options) (digest.Digest, int64, error) {
+// lay extracts and hashes a stream. No goroutine of it is left when it returns:
+// cancel ends what r waits for.
+func lay(ctx context.Context, cancel func(), r io.Reader, root string, form archive.Options, o Options) (digest.Digest, int64, error) {
 	form.MaxSize = o.MaxSize
 	if form.MaxSize <= 0 {
 		form.MaxSize = DefaultMaxSize
 	}
-	ctx, cancel := context.WithCancel(ctx)
 	f := start(ctx, r, form.MaxSize)
 	defer f.done.Wait()
 	defer cancel()

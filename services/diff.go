@@ -8,6 +8,8 @@ import (
 	"maps"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	api "github.com/berthd/berth/api/services/diff/v1"
 	"github.com/berthd/berth/api/services/diff/v1/diffgrpc"
@@ -44,6 +46,9 @@ func (s *diffService) Apply(ctx context.Context, r *api.ApplyRequest) (_ *api.Ap
 	}()
 	o := s.layers
 	o.SyncFS = r.GetSyncFs()
+	if o.Payloads, err = payloads(r.GetPayloads()); err != nil {
+		return nil, err
+	}
 	applied, err := diff.Apply(ctx, io.NewSectionReader(blob, 0, blob.Size()), r.GetDiff().GetMediaType(), mountsFromWire(r.GetMounts()), o)
 	if err != nil {
 		return nil, err
@@ -51,6 +56,19 @@ func (s *diffService) Apply(ctx context.Context, r *api.ApplyRequest) (_ *api.Ap
 	return &api.ApplyResponse{Applied: &types.Descriptor{
 		MediaType: applied.MediaType, Digest: applied.DiffID.String(), Size: applied.Size,
 	}}, nil
+}
+
+// payloads are what stream processors are told: each a message of any type.
+func payloads(given map[string]*anypb.Any) (map[string][]byte, error) {
+	out := make(map[string][]byte, len(given))
+	for id, payload := range given {
+		data, err := proto.Marshal(payload)
+		if err != nil {
+			return nil, fmt.Errorf("payload of stream processor %q: %w: %w", id, err, errdefs.ErrInvalidArgument)
+		}
+		out[id] = data
+	}
+	return out, nil
 }
 
 // Diff makes a layer of what makes the right mounts differ from the left ones, and

@@ -92,8 +92,9 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	}
 	registries := remotes.New(remotes.Config{HostsDir: cfg.Registry.HostsDir, UserAgent: "berth/" + version.Build().Version})
 	p.opened(closing(registries.Close))
+	verifiers := &images.Verifiers{Dir: cfg.Verifiers.Dir, Max: cfg.Verifiers.Max, Timeout: cfg.Verifiers.Timeout.Duration, Log: log}
 	store := &images.Store{DB: st.db, Platform: platforms.DefaultSpec(), Snapshotter: st.drivers.standard(cfg.Snapshotter), Log: log,
-		Layers: diff.Options{MaxSize: cfg.Images.MaxLayer}}
+		Layers: diff.Options{MaxSize: cfg.Images.MaxLayer, Processors: processors(cfg.Processors)}, Verify: verifiers.Verify}
 	if err := store.Sweep(ctx); err != nil {
 		log.Warn("what imports have left that were cut off stays for a day", "error", err)
 	}

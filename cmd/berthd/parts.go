@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/berthd/berth/diff"
 	"github.com/berthd/berth/events"
 	"github.com/berthd/berth/internal/config"
 	"github.com/berthd/berth/internal/obs"
@@ -99,6 +101,19 @@ func (p *parts) endpoints(tasks *runtime.Tasks) (*obs.Metrics, error) {
 	p.opened(e)
 	p.background = append(p.background, part{e.what, e.run})
 	return m, nil
+}
+
+// processors are the programs between a layer's blob and its tar, in the order of
+// their ids.
+func processors(all map[string]config.Processor) []diff.Processor {
+	var out []diff.Processor
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		p := all[id]
+		out = append(out, diff.Processor{
+			ID: id, Accepts: p.Accepts, Returns: p.Returns, Path: p.Path, Args: p.Args, Env: p.Env, Timeout: p.Timeout.Duration,
+		})
+	}
+	return out
 }
 
 // failing tells of the containers that can't be kept as their labels say.

@@ -1,7 +1,6 @@
 package activate
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,14 +10,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/mount"
+	"github.com/berthd/berth/internal/program"
 	"github.com/berthd/berth/internal/size"
 )
 
@@ -26,8 +24,6 @@ const (
 	mkfsOption = "X-containerd.mkfs."
 	// minImage is the smallest image that every mkfs can do something with.
 	minImage = 1 << 20
-	// maxOutput is how much of what a program prints is kept, in bytes.
-	maxOutput = 4 << 10
 )
 
 var uuidPattern = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
@@ -162,12 +158,11 @@ func (p *Place) makeImage(ctx context.Context, i image) (err error) {
 	return err
 }
 
-// run runs a program on an open file, within its time, and killed with all that
-// it starts.
-func (p *Place) run(ctx context.Context, program string, args []string, f *os.File) error {
-	path, err := exec.LookPath(program)
+// run runs a program on an open file, within its time.
+func (p *Place) run(ctx context.Context, name string, args []string, f *os.File) error {
+	path, err := exec.LookPath(name)
 	if err != nil {
-		return fmt.Errorf("%s is not installed here (packages e2fsprogs, xfsprogs): %w", program, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s is not installed here (packages e2fsprogs, xfsprogs): %w", name, errdefs.ErrFailedPrecondition)
 	}
 	limit := p.Timeout
 	if limit == 0 {
@@ -175,35 +170,11 @@ func (p *Place) run(ctx context.Context, program string, args []string, f *os.Fi
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd, words := program.Command(ctx, path, args, nil)
 	cmd.ExtraFiles = []*os.File{f}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
-	tail := &tail{}
-	cmd.Stdout, cmd.Stderr = tail, tail
+	cmd.Stdout = words
 	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return fmt.Errorf("%s: %w (it says: %q)", program, err, strings.TrimSpace(tail.String()))
+		return program.Failed(ctx, name, err, words)
 	}
 	return nil
-}
-
-// tail keeps the end of what is written.
-type tail struct{ bytes.Buffer }
-
-// Write implements io.Writer.
-func (t *tail) Write(p []byte) (int, error) {
-	n := len(p)
-	if len(p) > maxOutput {
-		p = p[len(p)-maxOutput:]
-	}
-	if over := t.Len() + len(p) - maxOutput; over > 0 {
-		t.Next(over)
-	}
-	t.Buffer.Write(p)
-	return n, nil
 }
