@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -25,8 +27,15 @@ var endless = map[string]bool{
 	"/grpc.health.v1.Health/Watch":                    true,
 }
 
+// large lists the services whose calls move whole layers.
+var large = []string{
+	"/containerd.services.transfer.v1.Transfer/", "/containerd.services.content.v1.Content/", "/containerd.services.diff.v1.Diff/",
+	"/berth.images.v1.Images/",
+}
+
 // edge is what every call passes on its way in and out.
 type edge struct {
+	rest    func() // called at the end of a large call; nil: nothing is
 	log     *slog.Logger
 	metrics *obs.Metrics
 	known   map[string]bool // full names of the methods that are served; set before the first call
@@ -79,6 +88,9 @@ func (e *edge) pass(ctx context.Context, method string, long bool, call func(con
 	err := e.guarded(ctx, method, call)
 	if err != nil && errors.Is(context.Cause(ctx), errDraining) {
 		err = errDraining
+	}
+	if e.rest != nil && slices.ContainsFunc(large, func(service string) bool { return strings.HasPrefix(method, service) }) {
+		e.rest()
 	}
 	err = wire(err)
 	e.tell(ctx, method, long, began, err)

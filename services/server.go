@@ -81,7 +81,9 @@ type Config struct {
 	Build       build.Info
 	Log         *slog.Logger
 	Metrics     *obs.Metrics
-	Drain       time.Duration // that calls in flight have to end once the daemon stops
+	// Rest is called at the end of calls that may have taken memory; nil: nothing is.
+	Rest  func()
+	Drain time.Duration // that calls in flight have to end once the daemon stops
 }
 
 // Server is the whole API, not yet listening.
@@ -101,7 +103,7 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("pid namespace: %w", err)
 	}
 	running, stop := context.WithCancel(context.Background())
-	e := &edge{log: c.Log, metrics: c.Metrics, running: running}
+	e := &edge{rest: c.Rest, log: c.Log, metrics: c.Metrics, running: running}
 	s := &Server{log: c.Log, drain: c.Drain, stop: stop, health: health.NewServer()}
 	s.grpc = grpc.NewServer(
 		grpc.UnaryInterceptor(e.unary), grpc.StreamInterceptor(e.stream), grpc.UnknownServiceHandler(unknown),

@@ -102,10 +102,12 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	runtimes := &features{binary: cfg.Runtime.Binary, deadline: cfg.Deadlines.Features.Duration, foreign: tasks.Info}
 
 	// Surface: the services.
+	memory := &trimmer{trim: trim}
+	p.opened(memory)
 	p.server, err = services.New(services.Config{
 		DB: st.db, Tasks: tasks, Journal: st.journal, Images: store, Remotes: registries, Logs: st.output,
 		Collect: collector.Collect, Failing: failing(keeper), RuntimeInfo: runtimes.info, Layout: p.layout(st.drivers),
-		UUID: st.uuid, Build: version.Build(), Log: log, Metrics: metrics, Drain: cfg.Deadlines.Drain.Duration,
+		UUID: st.uuid, Build: version.Build(), Log: log, Metrics: metrics, Rest: memory.rest, Drain: cfg.Deadlines.Drain.Duration,
 	})
 	if err != nil {
 		return nil, err
