@@ -158,7 +158,7 @@ func (s *Store) unpackAgain(ctx context.Context, scope metadata.Scope, sn *metad
 	if err != nil {
 		return err
 	}
-	result, err := diff.Apply(ctx, io.NewSectionReader(blob, 0, blob.Size()), layer.MediaType, mounts, diff.Options{})
+	result, err := diff.Apply(ctx, io.NewSectionReader(blob, 0, blob.Size()), layer.MediaType, mounts, s.Layers)
 	if err = errors.Join(err, blob.Close()); err != nil {
 		return err
 	}
