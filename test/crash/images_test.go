@@ -1,0 +1,349 @@
+package crash
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+
+	berthimages "github.com/berthd/berth/api/berth/images/v1"
+	"github.com/berthd/berth/api/berth/maintenance/v1"
+	"github.com/berthd/berth/api/services/content/v1"
+	"github.com/berthd/berth/api/services/images/v1"
+	"github.com/berthd/berth/api/services/leases/v1"
+	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/internal/testimage"
+	"github.com/berthd/berth/test/harness"
+)
+
+// storePoints are durable steps of blobs, layers and rows.
+var storePoints = []string{
+	"content.ingest.rename", "content.commit.sync", "content.commit.rename", "content.commit.syncdir", "content.discard.rename",
+	"snapshots.create.rename", "snapshots.create.syncdir", "snapshots.create.layer.syncdir", "snapshots.flush.syncfs", "snapshots.remove.rename",
+	"metadata.commit",
+}
+
+// retryPause is between two tries of what a dying daemon interrupts.
+const retryPause = 20 * time.Millisecond
+
+// imageCount is how many images there are to pull and import.
+const imageCount = 4
+
+// imageWorld is what all of a run share.
+type imageWorld struct {
+	t        *testing.T
+	daemon   *harness.Daemon
+	client   *client.Client
+	names    []string // at the registry
+	archives [][]byte
+
+	// quiet is held for reading by who changes the store, and for writing by who
+	// looks whether it is whole.
+	quiet sync.RWMutex
+
+	mu     sync.Mutex // guards what follows
+	armed  bool
+	counts map[string]int
+}
+
+func (w *imageWorld) count(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counts[what]++
+}
+
+// TestCrashImages kills the daemon, at any instant and at each durable step, while
+// images are pulled, imported and removed. Each time the next one opens the store,
+// finds nothing wrong with it and every listed image whole; what was interrupted
+// succeeds when it is done again, and in the end nothing is left.
+func TestCrashImages(t *testing.T) {
+	duration, err := time.ParseDuration(setting(t, "BERTH_CRASH_DURATION", "20s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seed uint64
+	if _, err := fmt.Sscan(setting(t, "BERTH_CRASH_SEED", fmt.Sprint(time.Now().UnixNano())), &seed); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("BERTH_CRASH_SEED=%d makes these choices again", seed)
+	w := newImageWorld(t, seed)
+	ctx, stop := context.WithTimeout(t.Context(), duration)
+	defer stop()
+	var all sync.WaitGroup
+	for n := range 3 {
+		r := rand.New(rand.NewPCG(seed, uint64(n)))
+		all.Go(func() {
+			for ctx.Err() == nil {
+				w.operate(r)
+			}
+		})
+	}
+	w.chaos(ctx, rand.New(rand.NewPCG(seed, 1<<32)))
+	all.Wait()
+	w.end()
+	t.Logf("done: %v", w.counts)
+}
+
+// newImageWorld starts a daemon and a registry with the images in it.
+func newImageWorld(t *testing.T, seed uint64) *imageWorld {
+	registry, err := harness.StartRegistry(programs, harness.RegistryOptions{})
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		if err := registry.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d, err := harness.New(programs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &imageWorld{t: t, daemon: d, counts: map[string]int{}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			log := d.Log()
+			t.Logf("the daemon's log, its end:\n%s", log[max(0, len(log)-logTail):])
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d.Args = []string{"--log-level", "info"}
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), callTime)
+	defer cancel()
+	if w.client, err = client.Dial(ctx, d.Address, client.Options{Namespace: "crash"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.client.Close() })
+	r := rand.New(rand.NewPCG(seed, 1<<40))
+	base := randomLayer(t, r, "base", 60)
+	for n := range imageCount {
+		name := fmt.Sprintf("%s/crash/image%d:latest", registry.Host, n)
+		image := testimage.Image{Name: name, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Layers: [][]byte{base}}
+		for l := range 2 + n {
+			image.Layers = append(image.Layers, randomLayer(t, r, fmt.Sprint("layer", l), 30))
+		}
+		layout, err := testimage.NewLayout(testimage.Gzip, image)
+		var archive bytes.Buffer
+		if err == nil {
+			err = layout.WriteTar(&archive)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := w.client.Import(ctx, bytes.NewReader(archive.Bytes()), &berthimages.ImportOptions{NoUnpack: true}, nil)
+		if err != nil || len(made) != 1 {
+			t.Fatal(made, err)
+		}
+		got, err := w.client.Images().Get(ctx, &images.GetImageRequest{Name: made[0].GetName()})
+		if err == nil {
+			err = w.client.Push(ctx, got.GetImage(), name, client.PushOptions{Registry: client.Registry{PlainHTTP: true}})
+		}
+		if err == nil {
+			_, err = w.client.Images().Delete(ctx, &images.DeleteImageRequest{Name: made[0].GetName()})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.names, w.archives = append(w.names, name), append(w.archives, archive.Bytes())
+	}
+	return w
+}
+
+// randomLayer makes a layer of files that don't compress.
+func randomLayer(t *testing.T, r *rand.Rand, dir string, files int) []byte {
+	t.Helper()
+	all := []testimage.File{{Name: dir + "/"}}
+	for n := range files {
+		body := make([]byte, r.IntN(20_000))
+		for i := range body {
+			body[i] = byte(r.Uint32())
+		}
+		all = append(all, testimage.File{Name: fmt.Sprintf("%s/file%d", dir, n), Body: string(body)})
+	}
+	layer, err := testimage.Layer(all...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
+}
+
+// operate does one thing, and does it again until it has succeeded.
+func (w *imageWorld) operate(r *rand.Rand) {
+	n := r.IntN(imageCount)
+	what, do := "pulled", func(ctx context.Context) error { return w.pull(ctx, n) }
+	switch k := r.IntN(10); {
+	case k < 3:
+		what, do = "imported", func(ctx context.Context) error { return w.imports(ctx, n) }
+	case k < 6:
+		what, do = "removed", func(ctx context.Context) error {
+			_, err := w.client.Images().Delete(ctx, &images.DeleteImageRequest{Name: w.names[n], Sync: r.IntN(2) == 0})
+			if errdefs.IsNotFound(err) {
+				return nil
+			}
+			return err
+		}
+	}
+	for until := time.Now().Add(time.Minute); time.Now().Before(until); time.Sleep(retryPause) {
+		w.quiet.RLock()
+		ctx, cancel := context.WithTimeout(w.t.Context(), callTime)
+		err := do(ctx)
+		cancel()
+		w.quiet.RUnlock()
+		if err == nil {
+			w.count(what)
+			return
+		}
+		w.count("interrupted")
+		if !w.mayFail(err) {
+			w.t.Errorf("%s %s: %v", what, w.names[n], err)
+			return
+		}
+	}
+	w.t.Errorf("%s %s: never", what, w.names[n])
+}
+
+// mayFail tells whether an error is one of a daemon that died, or of an armed
+// point.
+func (w *imageWorld) mayFail(err error) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return errdefs.IsUnavailable(err) || errdefs.IsCanceled(err) || errors.Is(err, io.EOF) || w.armed || strings.Contains(err.Error(), "fault")
+}
+
+func (w *imageWorld) pull(ctx context.Context, n int) error {
+	_, err := w.client.Pull(ctx, w.names[n], client.PullOptions{Platforms: []string{"linux/amd64"}, Registry: client.Registry{PlainHTTP: true}})
+	if errdefs.IsNotFound(err) && strings.HasPrefix(err.Error(), "image ") {
+		return nil // another has removed it again
+	}
+	return err
+}
+
+func (w *imageWorld) imports(ctx context.Context, n int) error {
+	_, err := w.client.Import(ctx, bytes.NewReader(w.archives[n]), &berthimages.ImportOptions{Platform: "linux/amd64"}, nil)
+	return err
+}
+
+// chaos kills the daemon at random instants, or has it die at a durable step, and
+// looks at the store each time it is there again.
+func (w *imageWorld) chaos(ctx context.Context, r *rand.Rand) {
+	for ctx.Err() == nil {
+		timer := time.NewTimer(time.Duration(30+r.IntN(1500)) * time.Millisecond)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		w.count("killed")
+		if err := w.daemon.Kill(); err != nil {
+			w.count("died at a point")
+		}
+		w.arm(r, false)
+		if err := w.daemon.Start(); err != nil {
+			w.t.Errorf("the next daemon: %v", err)
+			return
+		}
+		w.look()
+		if r.IntN(2) == 0 {
+			w.count("killed")
+			if err := w.daemon.Kill(); err != nil {
+				w.t.Error(err)
+			}
+			w.arm(r, true)
+			if err := w.daemon.Start(); err != nil { // it may die at once
+				w.count("died at a point")
+				if err := w.daemon.Kill(); err != nil {
+					w.count("died at a point")
+				}
+				w.arm(r, false)
+				if err := w.daemon.Start(); err != nil {
+					w.t.Errorf("the next daemon: %v", err)
+				}
+			}
+		}
+	}
+	if err := w.daemon.Kill(); err != nil {
+		w.count("died at a point")
+	}
+	w.arm(r, false)
+	if err := w.daemon.Start(); err != nil {
+		w.t.Errorf("the last daemon: %v", err)
+	}
+}
+
+func (w *imageWorld) arm(r *rand.Rand, arm bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.armed, w.daemon.Env = arm, nil
+	if arm {
+		w.daemon.Env = []string{"BERTH_FAULTS=" + storePoints[r.IntN(len(storePoints))] + "=" + fates[r.IntN(len(fates))]}
+	}
+}
+
+// look has the daemon check everything while nobody changes anything.
+func (w *imageWorld) look() {
+	w.quiet.Lock()
+	defer w.quiet.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	stream, err := w.client.Maintenance().Check(ctx, &maintenance.CheckRequest{ReadContent: true, Images: true}, grpc.WaitForReady(true))
+	for err == nil {
+		var p *maintenance.Problem
+		if p, err = stream.Recv(); err == nil && !p.GetNote() {
+			w.t.Errorf("after a crash: %s %s %s: %s", p.GetKind(), p.GetNamespace(), p.GetObject(), p.GetText())
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		w.t.Errorf("check: %v", err)
+	}
+	w.count("checked")
+}
+
+// end pulls everything once more, and looks that nothing is left without images.
+func (w *imageWorld) end() {
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	w.look()
+	for n := range imageCount {
+		if err := w.pull(ctx, n); err != nil {
+			w.t.Errorf("pull %s in the end: %v", w.names[n], err)
+		}
+	}
+	w.look()
+	for _, name := range w.names {
+		if _, err := w.client.Images().Delete(ctx, &images.DeleteImageRequest{Name: name, Sync: true}); err != nil {
+			w.t.Errorf("remove %s in the end: %v", name, err)
+		}
+	}
+	held, err := w.client.Leases().List(ctx, &leases.ListRequest{})
+	if err != nil || len(held.GetLeases()) > 0 {
+		w.t.Errorf("leases are left: %v, %v", held, err)
+	}
+	if err := w.daemon.Check(ctx); err != nil {
+		w.t.Errorf("check: %v", err)
+	}
+	left, err := w.client.Content().List(ctx, &content.ListContentRequest{})
+	if err == nil {
+		var reply *content.ListContentResponse
+		for reply, err = left.Recv(); err == nil; reply, err = left.Recv() {
+			w.t.Errorf("left: %v", reply.GetInfo())
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		w.t.Error(err)
+	}
+}
