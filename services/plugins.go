@@ -1,10 +1,8 @@
 package services
 
 import (
-	"fmt"
 	"path/filepath"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 
 	api "github.com/berthd/berth/api/services/introspection/v1"
@@ -58,6 +56,8 @@ func plugins(l Layout) []*api.Plugin {
 		{Type: typePrefix + "sandbox.controller.v1", Id: sandboxer},
 		{Type: typePrefix + "monitor.container.v1", Id: "restart", Capabilities: []string{restart.No, restart.Always, restart.OnFailure, restart.UnlessStopped}},
 		{Type: typePrefix + "mount-manager.v1", Id: "bolt"},
+		{Type: typePrefix + "streaming.v1", Id: "manager"},
+		{Type: typePrefix + "transfer.v1", Id: "local"},
 		{Type: typePrefix + "internal.v1", Id: "opt", Exports: map[string]string{"path": l.OptPath}},
 	}
 	for _, s := range l.Snapshotters {
@@ -72,24 +72,9 @@ func plugins(l Layout) []*api.Plugin {
 	}
 	for _, id := range []string{
 		"containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases",
-		"mounts", "namespaces", "sandbox-controllers", "sandboxes", "snapshots", "tasks", "version",
+		"mounts", "namespaces", "sandbox-controllers", "sandboxes", "snapshots", "streaming", "tasks", "transfer", "version",
 	} {
 		list = append(list, &api.Plugin{Type: grpcType, Id: id})
-	}
-	return append(list, missingPlugins()...)
-}
-
-// missingPlugins lists the parts that this version does not have.
-func missingPlugins() []*api.Plugin {
-	var list []*api.Plugin
-	for _, p := range []struct{ kind, id string }{
-		{typePrefix + "streaming.v1", "manager"},
-		{typePrefix + "transfer.v1", "local"},
-		{grpcType, "streaming"}, {grpcType, "transfer"},
-	} {
-		name := p.kind + "/" + p.id
-		list = append(list, initErr(&api.Plugin{Type: p.kind, Id: p.id},
-			fmt.Errorf("%s is not part of this version of berth: %w", name, errdefs.ErrNotImplemented)))
 	}
 	return list
 }
