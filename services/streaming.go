@@ -27,11 +27,10 @@ const (
 	maxStreamID = 1024
 	// streamInitTime is how long a client may take to say how its stream is called.
 	streamInitTime = time.Minute
-	// streamIdleTime is how long a stream stays that nobody takes, unless a lease
-	// owns it.
+	// streamIdleTime is the default of streams.idleTime.
 	streamIdleTime = 10 * time.Minute
-	// streamLeaseTime is the time between two looks at the lease that owns a stream.
-	streamLeaseTime = 30 * time.Second
+	// streamLookTime is the default of streams.lookTime.
+	streamLookTime = 30 * time.Second
 )
 
 // streams is the streams that clients have opened, for what works for them in the
@@ -39,8 +38,10 @@ const (
 // taken ends with whatever took it.
 type streams struct {
 	streaminggrpc.UnimplementedStreamingServer
-	db      *metadata.DB
-	running context.Context // ends when the daemon drains
+	db       *metadata.DB
+	running  context.Context // ends when the daemon drains
+	idleTime time.Duration   // that a stream stays which nobody takes, unless a lease owns it
+	lookTime time.Duration   // between two looks at that and at the lease
 
 	// mu guards open, and taken of those in it.
 	mu   sync.Mutex
@@ -63,7 +64,7 @@ type stream struct {
 }
 
 func newStreams(db *metadata.DB, running context.Context) *streams {
-	return &streams{db: db, running: running, open: map[streamKey]*stream{}}
+	return &streams{db: db, running: running, idleTime: streamIdleTime, lookTime: streamLookTime, open: map[streamKey]*stream{}}
 }
 
 // Stream registers a stream and keeps it open for whoever takes it.
@@ -190,7 +191,7 @@ func (s *streams) idle(st *stream) bool {
 // keep returns when a stream is to end.
 func (s *streams) keep(ctx context.Context, sc metadata.Scope, st *stream) error {
 	draining := s.running.Done()
-	look := time.NewTicker(streamLeaseTime)
+	look := time.NewTicker(s.lookTime)
 	defer look.Stop()
 	began := time.Now()
 	for {
@@ -208,8 +209,8 @@ func (s *streams) keep(ctx context.Context, sc metadata.Scope, st *stream) error
 			if err := s.leased(ctx, sc); errdefs.IsNotFound(err) {
 				return fmt.Errorf("stream %.100q: its lease has ended: %w", st.key.id, errdefs.ErrAborted)
 			}
-			if sc.Lease == "" && time.Since(began) > streamIdleTime && s.idle(st) {
-				return fmt.Errorf("stream %.100q: nobody took it for %s: %w", st.key.id, streamIdleTime, errdefs.ErrAborted)
+			if sc.Lease == "" && time.Since(began) > s.idleTime && s.idle(st) {
+				return fmt.Errorf("stream %.100q: nobody took it for %s: %w", st.key.id, s.idleTime, errdefs.ErrAborted)
 			}
 		}
 	}

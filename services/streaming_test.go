@@ -7,9 +7,11 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	grpcmetadata "google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -160,6 +162,9 @@ func TestTakeStream(t *testing.T) {
 	if status.Code(wire(err)) != codes.NotFound || status.Code(wire(elsewhere)) != codes.NotFound || first != nil || status.Code(wire(second)) != codes.FailedPrecondition {
 		t.Errorf("taken: %v, %v, %v, %v", err, elsewhere, first, second)
 	}
+	if s.idle(st) {
+		t.Error("a stream that is taken is taken for idle")
+	}
 	// It ends once, for the first reason.
 	st.end(io.ErrUnexpectedEOF)
 	st.end(nil)
@@ -168,12 +173,65 @@ func TestTakeStream(t *testing.T) {
 	}
 }
 
-// The lease that owns a stream is asked for.
-func TestStreamLease(t *testing.T) {
+// heldStream is the server's side of a stream that its client keeps open.
+type heldStream struct {
+	streamServer
+	ctx   context.Context
+	first *anypb.Any
+	ready chan struct{} // closed once the client has its answer
+}
+
+func (h *heldStream) Context() context.Context  { return h.ctx }
+func (h *heldStream) Recv() (*anypb.Any, error) { return h.first, nil }
+func (h *heldStream) Send(*anypb.Any) error     { close(h.ready); return nil }
+
+// A stream ends with the lease that owns it, and if there is none, when nobody has
+// taken it for long.
+func TestStreamsThatNobodyWants(t *testing.T) {
 	d := start(t)
-	ctx := in(t, "ns")
-	if _, err := leasesgrpc.NewLeasesClient(d).Create(ctx, &leases.CreateRequest{Id: "l"}); err != nil {
-		t.Fatal(err)
+	for name, c := range map[string]struct {
+		lease string
+		idle  time.Duration
+		taken bool
+		end   bool
+	}{
+		"idle":         {"", time.Millisecond, false, true},
+		"idle, leased": {"stays", time.Millisecond, false, false},
+		"taken":        {"", time.Millisecond, true, false},
+		"lease gone":   {"goes", time.Hour, true, true},
+	} {
+		if c.lease != "" {
+			if _, err := leasesgrpc.NewLeasesClient(d).Create(in(t, "ns"), &leases.CreateRequest{Id: c.lease}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := newStreams(d.db, t.Context())
+		s.idleTime, s.lookTime = c.idle, time.Millisecond
+		ctx, cancel := context.WithCancel(withScope(grpcmetadata.NewIncomingContext(t.Context(), grpcmetadata.Pairs(namespaceHeader, "ns", leaseHeader, c.lease))))
+		h := &heldStream{ctx: ctx, first: packed(t, &streaming.StreamInit{Id: "a"}), ready: make(chan struct{})}
+		ended := make(chan error, 1)
+		go func() { ended <- s.Stream(h) }()
+		<-h.ready
+		if c.taken {
+			if _, err := s.take("ns", "a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c.lease == "goes" {
+			if _, err := leasesgrpc.NewLeasesClient(d).Delete(in(t, "ns"), &leases.DeleteRequest{Id: c.lease}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !c.end {
+			cancel()
+		}
+		err := <-ended
+		if got := status.Code(wire(err)); got != map[bool]codes.Code{true: codes.Aborted, false: codes.Canceled}[c.end] {
+			t.Errorf("%s: ended with %v", name, err)
+		}
+		cancel()
+		if len(s.open) > 0 {
+			t.Errorf("%s: %d streams are left", name, len(s.open))
+		}
 	}
-	mustStream(in(t, "ns", leaseHeader, "l"), t, d, "a")
 }
