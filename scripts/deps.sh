@@ -84,6 +84,7 @@ tests() {
 	have skopeo || apt skopeo
 	have umoci || apt umoci
 	have ip || apt iproute2
+	have mkfs.erofs || apt erofs-utils
 	debian_containerd
 	debian_registry
 	mkdir -p .tools/bin
@@ -122,6 +123,7 @@ vm() {
 	have systemctl || apt systemd
 	have dbus-daemon || apt dbus
 	debian_containerd
+	debian_registry
 	debian_kernel
 }
 

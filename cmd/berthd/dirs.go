@@ -70,6 +70,7 @@ const (
 	contentDir = "io.containerd.content.v1.content"
 	overlayDir = "io.containerd.snapshotter.v1.overlayfs"
 	nativeDir  = "io.containerd.snapshotter.v1.native"
+	erofsDir   = "io.containerd.snapshotter.v1.erofs"
 	database   = "meta.db"
 	logsDir    = "logs"
 	eventsDir  = "events" // under state

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/config"
@@ -20,6 +21,7 @@ import (
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/services"
 	"github.com/berthd/berth/snapshots"
+	"github.com/berthd/berth/snapshots/erofs"
 	"github.com/berthd/berth/snapshots/native"
 	"github.com/berthd/berth/snapshots/overlay"
 	"github.com/berthd/berth/snapshots/proxy"
@@ -29,11 +31,15 @@ import (
 const (
 	overlayName = "overlayfs"
 	nativeName  = "native"
+	erofsName   = "erofs"
 )
 
-// probedFile, under state, says with what root overlay was tried out since the
+// Files under state that say with what root a driver was tried out since the
 // machine was booted.
-const probedFile = "overlay.probed"
+const (
+	probedFile      = "overlay.probed"
+	probedErofsFile = "erofs.probed"
+)
 
 // drivers are the snapshot drivers in the order of preference, usable or not.
 type drivers []driver
@@ -75,6 +81,13 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 		return nil, fmt.Errorf("snapshotter %s: %w", plain.name, err)
 	}
 	all = append(all, plain)
+	images := driver{name: erofsName, root: filepath.Join(cfg.Root, erofsDir)}
+	if images.err = probeErofs(cfg.State, images.root); images.err == nil {
+		if images.Driver, err = erofs.Open(images.root, overlay.HostOptions()); err != nil {
+			return nil, fmt.Errorf("snapshotter %s: %w", images.name, err)
+		}
+	}
+	all = append(all, images)
 	if err := all.openProxies(cfg, log); err != nil {
 		return nil, err
 	}
@@ -188,6 +201,31 @@ func probeOnce(state, root string) (probed, error) {
 		_ = durable.WriteVolatile("berthd.probed", mark, []byte(fact), 0o600)
 	}
 	return found, nil
+}
+
+// probeErofs probes erofs once for each boot and root, where its program is there.
+func probeErofs(state, root string) error {
+	if err := erofs.Installed(); err != nil {
+		return err
+	}
+	mark := filepath.Join(state, probedErofsFile)
+	before, err := os.ReadFile(mark)
+	fact := probedFact(root)
+	if why, ok := strings.CutPrefix(string(before), fact); err == nil && ok && fact != "" {
+		if why = strings.TrimSpace(why); why != "" {
+			return fmt.Errorf("%s: %w", why, errdefs.ErrFailedPrecondition)
+		}
+		return nil
+	}
+	found := erofs.Probe(root, overlay.HostOptions())
+	if fact = probedFact(root); fact != "" {
+		if found != nil {
+			fact += strings.ReplaceAll(strings.TrimSuffix(found.Error(), ": "+errdefs.ErrFailedPrecondition.Error()), "\n", " ") + "\n"
+		}
+		// Without it the next start probes again.
+		_ = durable.WriteVolatile("berthd.probed", mark, []byte(fact), 0o600)
+	}
+	return found
 }
 
 // probedFact tells this boot and directory from every other; "" if that can't be

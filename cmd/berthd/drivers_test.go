@@ -5,7 +5,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/snapshots/overlay"
 )
@@ -54,5 +57,32 @@ func TestProbeOnce(t *testing.T) {
 	}
 	if probedFact(other) == probedFact(root) {
 		t.Error("two directories have the same mark")
+	}
+}
+
+// Without its program the driver of images is left out, and says why; what it was
+// found to lack is remembered for the boot.
+func TestProbeErofs(t *testing.T) {
+	state, root := t.TempDir(), filepath.Join(t.TempDir(), "erofs")
+	t.Run("program missing", func(t *testing.T) {
+		t.Setenv("PATH", t.TempDir())
+		if err := probeErofs(state, root); !errors.Is(err, errdefs.ErrNotImplemented) || !strings.Contains(err.Error(), "erofs-utils") {
+			t.Error(err)
+		}
+	})
+	dir := t.TempDir()
+	runs := filepath.Join(dir, "runs")
+	script := "#!/bin/sh\necho >>" + runs + "\necho broken >&2\nexit 1\n"
+	if err := os.WriteFile(filepath.Join(dir, "mkfs.erofs"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	for range 2 {
+		if err := probeErofs(state, root); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "broken") {
+			t.Error(err)
+		}
+	}
+	if data, err := os.ReadFile(runs); err != nil || len(data) != 1 {
+		t.Errorf("it ran %d times, %v", len(data), err)
 	}
 }

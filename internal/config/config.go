@@ -19,7 +19,7 @@ type Config struct {
 	Root        string   `toml:"root" comment:"What outlives the machine's power: database, content, snapshots, logs."`
 	State       string   `toml:"state" comment:"What lives as long as the boot: bundles, sockets, the event journal. Best on a tmpfs."`
 	Shim        string   `toml:"shim" comment:"Path of berth-shim; empty: beside berthd, then in PATH."`
-	Snapshotter string   `toml:"snapshotter" comment:"Snapshotter for images that berth itself unpacks: overlayfs or native; empty: the best this machine can."`
+	Snapshotter string   `toml:"snapshotter" comment:"Snapshotter for images that berth itself unpacks: overlayfs, native, erofs, or one of proxy_snapshotters; empty: the best this machine can."`
 	Sharing     string   `toml:"content_sharing" comment:"shared: namespaces share blobs they know the digest of; isolated: each has to bring the bytes."`
 	GRPC        GRPC     `toml:"grpc"`
 	Runtime     Runtime  `toml:"runtime"`
