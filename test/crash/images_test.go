@@ -201,6 +201,7 @@ func (w *imageWorld) operate(r *rand.Rand) {
 	for until := time.Now().Add(time.Minute); time.Now().Before(until); time.Sleep(retryPause) {
 		w.quiet.RLock()
 		ctx, cancel := context.WithTimeout(w.t.Context(), callTime)
+		armed := w.isArmed()
 		err := do(ctx)
 		cancel()
 		w.quiet.RUnlock()
@@ -209,7 +210,7 @@ func (w *imageWorld) operate(r *rand.Rand) {
 			return
 		}
 		w.count("interrupted")
-		if !w.mayFail(err) {
+		if !armed && !w.mayFail(err) {
 			w.t.Errorf("%s %s: %v", what, w.names[n], err)
 			return
 		}
@@ -220,9 +221,13 @@ func (w *imageWorld) operate(r *rand.Rand) {
 // mayFail tells whether an error is one of a daemon that died, or of an armed
 // point.
 func (w *imageWorld) mayFail(err error) bool {
+	return w.isArmed() || errdefs.IsUnavailable(err) || errdefs.IsCanceled(err) || errors.Is(err, io.EOF) || strings.Contains(err.Error(), "fault")
+}
+
+func (w *imageWorld) isArmed() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return errdefs.IsUnavailable(err) || errdefs.IsCanceled(err) || errors.Is(err, io.EOF) || w.armed || strings.Contains(err.Error(), "fault")
+	return w.armed
 }
 
 func (w *imageWorld) pull(ctx context.Context, n int) error {
