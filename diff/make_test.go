@@ -2,6 +2,7 @@ package diff
 
 import (
 	"bytes"
+	"encoding/binary"
 	"context"
 	"io"
 	"os"
@@ -169,6 +170,20 @@ func TestMakeMapped(t *testing.T) {
 	if err := unix.Lchown(filepath.Join(upper, "changed"), 100005, 200007); err != nil {
 		t.Fatal(err)
 	}
+	// user 100005 and group 200007 may read and write, as do owner, group, mask.
+	acl := func(uid, gid uint32) []byte {
+		out := binary.LittleEndian.AppendUint32(nil, 2)
+		for _, e := range []struct {
+			tag, perm uint16
+			id        uint32
+		}{{0x01, 6, 1<<32 - 1}, {0x02, 6, uid}, {0x04, 4, 1<<32 - 1}, {0x08, 6, gid}, {0x10, 6, 1<<32 - 1}, {0x20, 0, 1<<32 - 1}} {
+			out = binary.LittleEndian.AppendUint16(binary.LittleEndian.AppendUint16(out, e.tag), e.perm)
+			out = binary.LittleEndian.AppendUint32(out, e.id)
+		}
+		return out
+	}
+	const aclName = "system.posix_acl_access"
+	hasACL := unix.Setxattr(filepath.Join(upper, "changed"), aclName, acl(100005, 200007), 0) == nil
 	tr.right[0].Options = append([]string{"uidmap=0:300000:5,5:100005:65536", "gidmap=0:200000:65536"}, tr.right[0].Options...)
 	var out bytes.Buffer
 	made, err := Make(t.Context(), &out, tr.left, tr.right, MakeOptions{Epoch: time.Unix(1000, 0)})
@@ -182,6 +197,15 @@ func TestMakeMapped(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(to, "changed"), &st); err != nil || st.Uid != 5 || st.Gid != 7 || st.Mtim.Sec != 1000 {
 		t.Errorf("owner %d:%d at %d, %v", st.Uid, st.Gid, st.Mtim.Sec, err)
+	}
+	if !hasACL {
+		t.Log("this file system has no access control lists")
+		return
+	}
+	got := make([]byte, 256)
+	n, err := unix.Getxattr(filepath.Join(to, "changed"), aclName, got)
+	if err != nil || !bytes.Equal(got[:n], acl(5, 7)) {
+		t.Errorf("access control list %x, %v; want %x", got[:max(n, 0)], err, acl(5, 7))
 	}
 }
 

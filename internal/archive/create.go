@@ -68,10 +68,15 @@ func (a *applier) file(parent *dir, base string, at attributes, h *tar.Header, c
 	return errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
 }
 
+// sparseFrom is how large a file is, in bytes, in which zeros become holes: most
+// that are large and have many were sparse where the layer was made, and a tar
+// seldom tells.
+const sparseFrom = 1 << 20
+
 // fill copies content into a new file. Only where the tar says that there may
-// be holes it looks for them.
+// be holes, or where they are worth it, it looks for them.
 func (a *applier) fill(fd int, h *tar.Header, content io.Reader) error {
-	holes := h.Typeflag == tar.TypeGNUSparse || h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.map"] != ""
+	holes := h.Size >= sparseFrom || h.Typeflag == tar.TypeGNUSparse || h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.map"] != ""
 	if holes {
 		// Gives the file its size, and lets the file system refuse it.
 		if err := unix.Ftruncate(fd, h.Size); err != nil {
@@ -114,14 +119,23 @@ var zeros [16 << 10]byte
 // writeBlocks writes the parts of p that are not zero, p being at offset at.
 func writeBlocks(fd int, p []byte, at int64) error {
 	for len(p) > 0 {
-		part := p[:min(len(p), len(zeros))]
-		if !bytes.Equal(part, zeros[:len(part)]) {
-			if err := writeAll(fd, part, at); err != nil {
+		// As much as is not zero, in one call.
+		full := 0
+		for full < len(p) {
+			part := p[full:min(len(p), full+len(zeros))]
+			if bytes.Equal(part, zeros[:len(part)]) {
+				break
+			}
+			full += len(part)
+		}
+		if full > 0 {
+			if err := writeAll(fd, p[:full], at); err != nil {
 				return err
 			}
 		}
-		at += int64(len(part))
-		p = p[len(part):]
+		skip := min(len(p), full+len(zeros)) // what is there, and the zeros behind it
+		at += int64(skip)
+		p = p[skip:]
 	}
 	return nil
 }

@@ -204,8 +204,11 @@ func (d *differ) header(name string, p *pair) (h *tar.Header, opaque bool, err e
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
-		if key == capability {
+		switch key {
+		case capability:
 			value = d.capability(value)
+		case accessACL, defaultACL:
+			value = d.acl(value)
 		}
 		h.PAXRecords[xattrRecord+key] = value
 	}
