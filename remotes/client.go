@@ -92,6 +92,9 @@ type Access struct {
 	DefaultScheme string
 	// Header goes with every request to a host of the registry, and nowhere else.
 	Header http.Header
+	// Trace is told of each request when its answer begins, in a line without
+	// secrets: no headers of ours, no queries, no bodies. It must not block; nil: nobody.
+	Trace func(line string)
 }
 
 // Open gives the repository of a reference. It reads the hosts' directory, and asks

@@ -153,7 +153,9 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if sameOrigin(req.URL, w.e.host.URL) {
 		transport = w.e.pool.own
 	}
+	began := time.Now()
 	resp, err := transport.RoundTrip(req)
+	w.trace(req, resp, err, time.Since(began))
 	if err != nil {
 		if cause := context.Cause(ctx); cause == errStalled {
 			err = errStalled
@@ -163,6 +165,26 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &stallReader{body: resp.Body, ctx: ctx, cancel: cancel, limit: w.stall}
 	return resp, nil
+}
+
+// trace tells the caller of a request.
+func (w *wire) trace(req *http.Request, resp *http.Response, err error, took time.Duration) {
+	if w.e.access.Trace == nil {
+		return
+	}
+	what := fmt.Sprintf("%s %s://%s%s", req.Method, req.URL.Scheme, req.URL.Host, req.URL.EscapedPath())
+	if part := req.Header.Get("Range"); part != "" {
+		what += " (" + part + ")"
+	}
+	if err != nil {
+		w.e.access.Trace(fmt.Sprintf("%s: %s, after %s", clean(what), clean(err.Error()), took.Round(time.Millisecond)))
+		return
+	}
+	line := fmt.Sprintf("%s: %s, %s, after %s", clean(what), clean(resp.Status), resp.Proto, took.Round(time.Millisecond))
+	if resp.ContentLength >= 0 {
+		line += fmt.Sprintf(", %d bytes of %s", resp.ContentLength, clean(resp.Header.Get("Content-Type")))
+	}
+	w.e.access.Trace(line)
 }
 
 // errRedirect is a redirection that is not followed.

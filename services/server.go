@@ -148,7 +148,7 @@ func (s *Server) register(c Config, pidns uint64, running context.Context) {
 	imagesgrpc.RegisterImagesServer(g, &imageService{db: c.DB, collect: c.Collect})
 	snapshotsgrpc.RegisterSnapshotsServer(g, &snapshotService{db: c.DB})
 	streaminggrpc.RegisterStreamingServer(g, open)
-	transfergrpc.RegisterTransferServer(g, &transferService{db: c.DB, images: c.Images, streams: open, remotes: c.Remotes})
+	transfergrpc.RegisterTransferServer(g, &transferService{db: c.DB, images: c.Images, streams: open, remotes: c.Remotes, log: c.Log})
 	mountsgrpc.RegisterMountsServer(g, &mountService{db: c.DB})
 	diffgrpc.RegisterDiffServer(g, &diffService{db: c.DB, layers: c.Images.Layers})
 	leasesgrpc.RegisterLeasesServer(g, &leaseService{db: c.DB, collect: c.Collect})

@@ -3,6 +3,7 @@ package services
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -26,6 +27,7 @@ type transferService struct {
 	images  *images.Store
 	streams *streams
 	remotes *remotes.Client // nil: no registry can be reached
+	log     *slog.Logger
 }
 
 // transferPair is a source and a destination that go together.
@@ -60,6 +62,7 @@ type transferCall struct {
 	*transferService
 	scope    metadata.Scope
 	progress *transferProgress // nil: nobody wants to know
+	trace    *transferTrace    // nil: nobody wants to know
 	taken    []*stream
 	undo     []func() bool // stop what ends the streams with the context
 }
@@ -133,6 +136,9 @@ func (c *transferCall) take(ctx context.Context, id string) (*stream, error) {
 func (c *transferCall) end() {
 	if c.progress != nil {
 		c.progress.end()
+	}
+	if c.trace != nil {
+		c.trace.end()
 	}
 	for _, stop := range c.undo {
 		stop()

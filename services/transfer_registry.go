@@ -121,6 +121,9 @@ func (c *transferCall) access(ctx context.Context, r *transfer.OCIRegistry) (rem
 		}
 		access.Header.Set(name, value)
 	}
+	if err := c.traced(ctx, resolver, &access); err != nil {
+		return access, err
+	}
 	if id := resolver.GetAuthStream(); id != "" {
 		st, err := c.take(ctx, id)
 		if err != nil {
