@@ -187,36 +187,44 @@ func (c *checker) mend(ctx context.Context, row *imagesapi.Image, st State) (Sta
 	return next, err
 }
 
-// fetch brings in blobs of an image from where its other blobs came.
+// fetch brings in blobs of an image: those whose bytes are in the store, known to
+// another namespace, as they are, the others from where the rest of the image came.
 func (c *checker) fetch(ctx context.Context, st State, missing []ocispec.Descriptor) error {
-	again := "pull or import it again"
-	if c.options.Fetch == nil {
-		return errors.New("nothing may be fetched: " + again)
-	}
-	sources, err := c.sources(ctx, st)
-	if err != nil {
-		return err
-	}
-	if len(sources) == 0 {
-		return errors.New("no registry is recorded that has it: " + again)
-	}
 	return c.store.leased(ctx, metadata.Scope{Namespace: st.Namespace}, func(scope metadata.Scope) error {
 		for _, d := range missing {
-			var errs []error
-			for _, from := range sources {
-				err := c.fetchOne(ctx, scope, from, d)
-				if err == nil {
-					errs = nil
-					break
-				}
-				errs = append(errs, fmt.Errorf("fetch %s from %s/%s: %w", d.Digest, from[0], from[1], err))
-			}
-			if len(errs) > 0 {
-				return errors.Join(append(errs, errors.New(again))...)
+			if err := c.bring(ctx, scope, st, d); err != nil {
+				return fmt.Errorf("%w: pull or import it again", err)
 			}
 		}
 		return nil
 	})
+}
+
+// bring brings in one blob.
+func (c *checker) bring(ctx context.Context, scope metadata.Scope, st State, d ocispec.Descriptor) error {
+	lent, err := c.take(ctx, scope, d, nil, nil)
+	if lent || err != nil {
+		return err
+	}
+	sources, err := c.sources(ctx, st)
+	switch {
+	case err != nil:
+		return err
+	case len(sources) == 0:
+		return errors.New("no registry is recorded that has it")
+	case c.options.Fetch == nil:
+		return errors.New("nothing may be fetched")
+	}
+	var errs []error
+	for _, from := range sources {
+		about := map[string]string{labels.DistributionSource + from[0]: from[1]}
+		_, err := c.take(ctx, scope, d, about, func() (io.ReadCloser, error) { return c.options.Fetch.Fetch(ctx, from[0], from[1], d) })
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("fetch %s from %s/%s: %w", d.Digest, from[0], from[1], err))
+	}
+	return errors.Join(errs...)
 }
 
 // sources lists the repositories, as host and path, that blobs of the image came
@@ -254,40 +262,57 @@ func (c *checker) sources(ctx context.Context, st State) ([][2]string, error) {
 	}), nil
 }
 
-// fetchOne brings in one blob.
-func (c *checker) fetchOne(ctx context.Context, scope metadata.Scope, from [2]string, d ocispec.Descriptor) (err error) {
-	blobs := c.store.DB.Blobs(scope)
-	ref := "repair-" + d.Digest.String()
+// take brings in one blob, from what open gives unless the store has its bytes;
+// without open only then. It tells whether the namespace has it now.
+func (c *checker) take(ctx context.Context, scope metadata.Scope, d ocispec.Descriptor, about map[string]string, open func() (io.ReadCloser, error)) (ok bool, err error) {
+	blobs, ref := c.store.DB.Blobs(scope), "repair-"+d.Digest.String()
 	w, err := blobs.Writer(ctx, ref, content.Expect{Size: d.Size, Digest: d.Digest})
 	if errdefs.IsAlreadyExists(err) {
-		return nil
+		return true, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	about := map[string]string{labels.DistributionSource + from[0]: from[1]}
-	if st, err := w.Status(); err != nil {
-		return err
-	} else if st.Offset == d.Size && w.Digest() == d.Digest { // another namespace has lent it
-		return w.Commit(ctx, d.Size, d.Digest, about)
-	}
-	if err := w.Truncate(0); err != nil {
-		return err
-	}
-	r, err := c.options.Fetch.Fetch(ctx, from[0], from[1], d)
+	defer func() {
+		err = errors.Join(err, w.Close())
+		if !ok || err != nil {
+			undo, cancel := undoContext(ctx)
+			defer cancel()
+			if dropped := blobs.Abort(undo, ref); !errdefs.IsNotFound(dropped) {
+				err = errors.Join(err, dropped)
+			}
+		}
+	}()
+	st, err := w.Status()
 	if err != nil {
-		return err
+		return false, err
 	}
-	_, err = io.Copy(w, io.LimitReader(r, d.Size+1))
-	if err = errors.Join(err, r.Close()); err != nil {
-		return err
+	if st.Offset != d.Size || w.Digest() != d.Digest {
+		if open == nil {
+			return false, nil
+		}
+		if err := copyFrom(w, d.Size, open); err != nil {
+			return false, err
+		}
 	}
 	err = w.Commit(ctx, d.Size, d.Digest, about)
 	if errdefs.IsAlreadyExists(err) {
-		return nil
+		err = nil
 	}
-	return err
+	return err == nil, err
+}
+
+// copyFrom writes a blob anew.
+func copyFrom(w *metadata.Writer, size int64, open func() (io.ReadCloser, error)) error {
+	if err := w.Truncate(0); err != nil {
+		return err
+	}
+	r, err := open()
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, io.LimitReader(r, size+1))
+	return errors.Join(err, r.Close())
 }
 
 // relabel gives the blobs of an image the labels by which each keeps the next
