@@ -213,6 +213,23 @@ func TestDiff(t *testing.T) {
 	if first.GetMediaType() != "application/vnd.oci.image.layer.v1.tar+gzip" {
 		t.Errorf("made %v", first)
 	}
+	// An upload under that ref that was begun and left starts anew.
+	begun, err := store.Write(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(begun.Send(&contentapi.WriteContentRequest{Ref: "layer", Action: contentapi.WriteAction_WRITE, Data: []byte("other bytes")}), begun.CloseSend()); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = begun.Recv()
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if zstd := ask("application/vnd.oci.image.layer.v1.tar+zstd", nil); zstd.GetMediaType() != "application/vnd.oci.image.layer.v1.tar+zstd" {
+		t.Errorf("made %v", zstd)
+	}
 	plain := ask("application/vnd.oci.image.layer.v1.tar", nil)
 	// Made again it is there, and gets the labels that it lacks.
 	if again := ask("", map[string]string{"a": "2", "b": "2"}); again.GetDigest() != first.GetDigest() || again.GetSize() != first.GetSize() {
