@@ -283,9 +283,16 @@ func (s *Disk) tidy() error {
 	}
 	for _, entry := range ingests {
 		name := filepath.Join(ingestDir, entry.Name())
-		// Without its bytes: a commit went that far. Temporary: its writer is dead.
-		if _, err := s.dir.Lstat(filepath.Join(name, dataFile)); err == nil && !isTemp(entry.Name()) {
-			continue
+		// Without its bytes: a commit went that far. Not whole: a power cut took its
+		// small files. Temporary: its writer is dead.
+		if entry.IsDir() && !isTemp(entry.Name()) {
+			_, err := s.status(name, "")
+			if err == nil {
+				continue
+			}
+			if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errDamaged) {
+				return err
+			}
 		}
 		if err := s.dir.RemoveAll(name); err != nil {
 			return err
