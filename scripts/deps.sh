@@ -78,6 +78,20 @@ debian_registry() {
 	rm -rf "$from"
 }
 
+# And with docker, whose daemon runs its containers by ours in a test.
+debian_docker() {
+	local dir=$PWD/.tools/debian from
+	mkdir -p "$dir/usr/bin"
+	ldconfig -p | grep -q 'libdevmapper\.so\.1\.02\.1' || apt libdevmapper1.02.1
+	[ -x "$dir/usr/bin/dockerd" ] && [ -x "$dir/usr/bin/docker" ] && return
+	[ -n "$updated" ] || { apt-get -qq update; updated=1; }
+	say "taking dockerd and docker out of the package docker.io"
+	from=$(mktemp -d "$dir/package.XXXXXX")
+	(cd "$from" && apt-get -qq download docker.io && dpkg-deb -x docker.io_*.deb .)
+	install -m 0755 "$from/usr/sbin/dockerd" "$from/usr/bin/docker" "$dir/usr/bin/"
+	rm -rf "$from"
+}
+
 tests() {
 	have gcc || apt gcc libc6-dev
 	have crun || apt crun
@@ -87,6 +101,7 @@ tests() {
 	have mkfs.erofs || apt erofs-utils
 	debian_containerd
 	debian_registry
+	debian_docker
 	mkdir -p .tools/bin
 	if [ ! -x .tools/bin/ctr ]; then
 		say "go install ctr $CTR_VERSION"

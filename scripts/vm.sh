@@ -10,6 +10,9 @@
 #	SCRIPT=FILE    run this script in the guest instead of the tests
 #	SHELL_IN=1     a shell in the guest instead of the tests
 #
+# The suite power is run ahead of the others, by scripts/power.sh: with SUITES=power
+# it is the only one.
+#
 # What is built and what the guest said stays in .tools/vm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -89,6 +92,7 @@ userland() {
 	for program in ctr containerd-shim-runc-v2; do
 		copy_as .tools/debian/usr/bin/$program /usr/bin/$program
 	done
+	copy_as "$(command -v docker-registry || echo .tools/debian/usr/bin/docker-registry)" /usr/bin/docker-registry
 	# What criu runs: for a tmpfs, the network's state, and to close the network.
 	copy /bin/tar /bin/gzip "$(command -v ip)" /usr/sbin/{ip,ip6}tables-{save,restore} /usr/lib/x86_64-linux-gnu/xtables/*.so
 	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
@@ -167,6 +171,11 @@ say "make the disk"
 rm -f $work/disk.img
 mke2fs -q -t ext4 -d "$root" -E root_owner=0:0 $work/disk.img 3G >/dev/null
 
+# The suite power is many machines, whose power is cut.
+if [ -z "${SHELL_IN:-}${SCRIPT:-}" ] && [[ power =~ ${SUITES:-.} ]]; then
+	scripts/power.sh
+	[ "${SUITES:-.}" != power ] || exit 0
+fi
 say "boot $release; console in $console"
 [ -n "${SHELL_IN:-}" ] && serial=mon:stdio || serial=file:$console
 rm -f $console
