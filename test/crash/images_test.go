@@ -96,7 +96,7 @@ func TestCrashImages(t *testing.T) {
 
 // newImageWorld starts a daemon and a registry with the images in it.
 func newImageWorld(t *testing.T, seed uint64) *imageWorld {
-	registry, err := harness.StartRegistry(harness.RegistryOptions{})
+	registry, err := harness.StartRegistry(programs, harness.RegistryOptions{})
 	if err != nil {
 		t.Skip(err)
 	}

@@ -58,7 +58,7 @@ func TestPower(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	registry, err := harness.StartRegistry(harness.RegistryOptions{})
+	registry, err := harness.StartRegistry(programs, harness.RegistryOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
