@@ -42,6 +42,7 @@ type Journal struct {
 	maxBytes int64
 	now      func() time.Time
 	log      *slog.Logger
+	began    uint64 // number of the last event of earlier processes; 0: there is none
 
 	// lane orders the appends. Whoever holds it is the only one that changes
 	// files, and may do so without mu; what readers may see changes under mu.
@@ -79,6 +80,9 @@ func Open(o Options) (*Journal, error) {
 			err = errors.Join(err, s.file.Close())
 		}
 		return nil, fmt.Errorf("open event journal %q: %w", o.Dir, err)
+	}
+	if oldest, newest := j.Bounds(); newest >= oldest {
+		j.began = newest
 	}
 	return j, nil
 }
@@ -140,6 +144,10 @@ func (j *Journal) mend(last *segment) (appendable bool, err error) {
 	last.size = end
 	return false, last.file.Truncate(end)
 }
+
+// Began is the number of the last event that was there when the journal was opened,
+// from earlier processes; 0 if there was none.
+func (j *Journal) Began() uint64 { return j.began }
 
 // Bounds tells the number of the oldest event that is kept and of the newest.
 // In an empty journal the oldest is one above the newest.

@@ -2,7 +2,10 @@ package services
 
 import (
 	"context"
+	"strings"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -21,7 +24,16 @@ type eventService struct {
 	eventsgrpc.UnimplementedEventsServer
 	journal *events.Journal
 	forward forwarder
+	began   time.Time // of this daemon
 }
+
+const (
+	// catchUpTime is how long a daemon that follows another one tells subscribers what
+	// they may have missed: clients look for a daemon that went away every second or so.
+	catchUpTime = time.Minute
+	// catchUpTopic begins the topics of which is told.
+	catchUpTopic = "/tasks/"
+)
 
 func (s *eventService) Publish(ctx context.Context, r *eventsapi.PublishRequest) (*emptypb.Empty, error) {
 	sc, err := scope(ctx)
@@ -45,10 +57,30 @@ func (f forwarder) envelope(ctx context.Context, e *types.Envelope) error {
 	return f(ctx, e)
 }
 
+// subscribe gives events from now on, and those of tasks too that a client could not
+// see because its daemon was gone: upTo is the last of those, 0 without any.
+//
+// Clients that keep their own books of tasks, as dockerd does, don't ask for them
+// again when they have lost the daemon: an exit that they are not told of is one that
+// they never learn of.
+func (s *eventService) subscribe(filters []string) (sub *events.Subscription, upTo uint64, err error) {
+	if since := s.journal.Began(); since != 0 && time.Since(s.began) < catchUpTime {
+		_, upTo = s.journal.Bounds()
+		sub, err = s.journal.Subscribe(filters, since)
+		if !errdefs.IsOutOfRange(err) {
+			return sub, upTo, err
+		}
+	}
+	sub, err = s.journal.Subscribe(filters, 0)
+	return sub, 0, err
+}
+
 // Subscribe streams events from now on. The stream's header tells that now has
-// come: whatever is published after a client has read it will be seen.
+// come: whatever is published after a client has read it will be seen. In the first
+// minute of a daemon that follows another one it begins with what happened to tasks
+// in between (docs/adr/0029).
 func (s *eventService) Subscribe(r *eventsapi.SubscribeRequest, stream grpc.ServerStreamingServer[types.Envelope]) error {
-	sub, err := s.journal.Subscribe(r.GetFilters(), 0)
+	sub, upTo, err := s.subscribe(r.GetFilters())
 	if err != nil {
 		return err
 	}
@@ -57,9 +89,12 @@ func (s *eventService) Subscribe(r *eventsapi.SubscribeRequest, stream grpc.Serv
 		return err
 	}
 	for {
-		e, _, err := sub.Next(stream.Context())
+		e, number, err := sub.Next(stream.Context())
 		if err != nil {
 			return err
+		}
+		if number <= upTo && !strings.HasPrefix(e.GetTopic(), catchUpTopic) {
+			continue
 		}
 		if err := stream.Send(e); err != nil {
 			return err

@@ -27,6 +27,7 @@ import (
 	eventsapi "github.com/berthd/berth/api/services/events/v1"
 	"github.com/berthd/berth/api/services/events/v1/eventsgrpc"
 	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/events"
 	"github.com/berthd/berth/protobuf"
 )
 
@@ -237,4 +238,44 @@ func readable(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir + "/test"
+}
+
+// TestSubscribersCatchUp: a daemon that follows another one tells what happened to
+// tasks before anybody could subscribe, and nothing else.
+func TestSubscribersCatchUp(t *testing.T) {
+	dir := t.TempDir()
+	odd := &apievents.TaskExit{ContainerId: "c", ExitStatus: 3}
+	earlier, err := events.Open(events.Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := earlier.Publish(t.Context(), "a", "/tasks/told-before", odd); err != nil {
+		t.Fatal(err)
+	}
+	if err := earlier.Close(); err != nil {
+		t.Fatal(err)
+	}
+	journal, err := events.Open(events.Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { journal.Close() })
+	d := start(t, func(c *Config) { c.Journal = journal })
+	for _, topic := range []string{"/tasks/exit", "/images/create"} {
+		if err := journal.Publish(t.Context(), "a", topic, odd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := subscribe(t.Context(), t, d)
+	none := subscribe(t.Context(), t, d, "namespace==b")
+	if err := journal.Publish(t.Context(), "b", "/images/delete", odd); err != nil {
+		t.Fatal(err)
+	}
+	for s, want := range map[eventsgrpc.Events_SubscribeClient][]string{all: {"/tasks/exit", "/images/delete"}, none: {"/images/delete"}} {
+		for _, topic := range want {
+			if e, err := s.Recv(); err != nil || e.GetTopic() != topic {
+				t.Errorf("%v, %v, want %s", e, err, topic)
+			}
+		}
+	}
 }

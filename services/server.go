@@ -152,7 +152,7 @@ func (s *Server) register(c Config, pidns uint64, running context.Context) {
 	mountsgrpc.RegisterMountsServer(g, &mountService{db: c.DB})
 	diffgrpc.RegisterDiffServer(g, &diffService{db: c.DB, layers: c.Images.Layers})
 	leasesgrpc.RegisterLeasesServer(g, &leaseService{db: c.DB, collect: c.Collect})
-	eventsgrpc.RegisterEventsServer(g, &eventService{journal: c.Journal, forward: c.Tasks.Forwarded})
+	eventsgrpc.RegisterEventsServer(g, &eventService{journal: c.Journal, forward: c.Tasks.Forwarded, began: time.Now()})
 	tasksgrpc.RegisterTasksServer(g, &taskService{db: c.DB, tasks: c.Tasks})
 	bimagesgrpc.RegisterImagesServer(g, &importService{store: c.Images})
 	maintenancegrpc.RegisterMaintenanceServer(g, &maintenanceService{
