@@ -282,3 +282,18 @@ func TestTornDatabase(t *testing.T) {
 	t.Logf("%d of %d were found out at the start", torn, len(damage))
 	w.must(w.disk.Close())
 }
+
+// TestRebuildCutOff: a rebuild that was cut off when the new database was whole,
+// and not in its place yet, is ended by the next one.
+func TestRebuildCutOff(t *testing.T) {
+	w, _ := filled(t)
+	want := w.names()
+	w.must(w.DB.Close())
+	w.must(os.Rename(w.options.Path, w.options.Path+rebuiltEnd))
+	w.must(w.disk.Close())
+	w.rebuild(t)
+	if got := w.names(); got != want {
+		t.Errorf("has %s\nof %s", got, want)
+	}
+	w.close()
+}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -26,7 +25,9 @@ import (
 const (
 	// damagedMark is in the name that a damaged database gets, before the time.
 	damagedMark = ".damaged-"
-	rebuildOp   = "metadata.rebuild"
+	// rebuiltEnd ends the name of one that is rebuilt and not in its place yet.
+	rebuiltEnd = ".rebuilt"
+	rebuildOp  = "metadata.rebuild"
 	// lostName begins the names of snapshots whose own are lost.
 	lostName = "lost-"
 )
@@ -57,12 +58,20 @@ func Rebuild(o Options) (Rebuilt, error) {
 		return out, err
 	}
 	out.Damage = err.Error()
-	next := o.Path + durable.TempPrefix + "rebuild"
-	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return out, err
-	}
-	if err := out.fill(o, next, missing); err != nil {
-		return out, fmt.Errorf("rebuild database %q: %w", o.Path, err)
+	// It gets that name when it is whole: one that is there is of a rebuild that
+	// was cut off behind that.
+	next := o.Path + rebuiltEnd
+	if !missing || VerifyFile(next) != nil {
+		part := next + durable.TempPrefix
+		if err := errors.Join(ignoreAbsent(os.Remove(part)), ignoreAbsent(os.Remove(next))); err != nil {
+			return out, err
+		}
+		if err := out.fill(o, part, missing); err != nil {
+			return out, fmt.Errorf("rebuild database %q: %w", o.Path, err)
+		}
+		if err := durable.Rename(rebuildOp+".whole", part, next); err != nil {
+			return out, fmt.Errorf("rebuild database %q: %w", o.Path, err)
+		}
 	}
 	if !missing {
 		now := newDB(o).options.Now()
@@ -93,7 +102,7 @@ func (r *Rebuilt) fill(o Options, next string, missing bool) error {
 	if err == nil {
 		damaged := o.Path
 		if missing {
-			damaged = newestDamaged(o.Path) // a rebuild that was cut off
+			damaged = ""
 		}
 		err = r.salvage(db, damaged)
 	}
@@ -104,16 +113,6 @@ func (r *Rebuilt) fill(o Options, next string, missing bool) error {
 		err = db.protect("flush", db.bolt.Sync)
 	}
 	return errors.Join(err, db.bolt.Close())
-}
-
-// newestDamaged is the damaged file that was put aside last; "" if none was.
-func newestDamaged(path string) string {
-	all, err := filepath.Glob(path + damagedMark + "*")
-	if err != nil || len(all) == 0 {
-		return ""
-	}
-	slices.Sort(all)
-	return all[len(all)-1]
 }
 
 // salvage copies the rows that can be read of a damaged file.
