@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,22 +10,23 @@ import (
 // TestTrimmer: memory is given back once, some time after the last of what needed it.
 func TestTrimmer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := 0
-		m := &trimmer{trim: func() { n++ }}
+		var count atomic.Int32
+		told := func() int { synctest.Wait(); return int(count.Load()) }
+		m := &trimmer{trim: func() { count.Add(1) }}
 		for range 3 {
 			m.rest()
 			time.Sleep(restTime - time.Second)
 		}
-		if n != 0 {
+		if n := told(); n != 0 {
 			t.Errorf("%d times amidst the work", n)
 		}
 		time.Sleep(2 * time.Second)
-		if n != 1 {
+		if n := told(); n != 1 {
 			t.Errorf("%d times afterwards", n)
 		}
 		m.rest()
 		time.Sleep(2 * restTime)
-		if n != 2 {
+		if n := told(); n != 2 {
 			t.Errorf("%d times after the second work", n)
 		}
 		m.rest()
@@ -32,7 +34,7 @@ func TestTrimmer(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * restTime)
-		if n != 2 {
+		if told() != 2 {
 			t.Error("once more after the end")
 		}
 	})
