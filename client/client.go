@@ -159,19 +159,24 @@ func connect(ctx context.Context, path string) (*grpc.ClientConn, error) {
 // a connection that gRPC makes are texts. It waits for a daemon that is being
 // started again.
 func probe(ctx context.Context, path string) error {
-	deadline, left := time.Now().Add(restartTime), false
+	deadline := time.Now().Add(restartTime)
+	var refused error // somebody has listened there
 	for {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 		if err == nil {
 			return conn.Close()
 		}
-		left = left || errors.Is(err, syscall.ECONNREFUSED)
-		if !left || time.Now().After(deadline) {
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			refused = err
+		}
+		if refused == nil {
 			return plain(err)
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return plain(refused)
 		}
 		select {
 		case <-ctx.Done():
-			return plain(err)
 		case <-time.After(restartPause):
 		}
 	}
