@@ -99,7 +99,7 @@ func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
 // environment is that of a script's programs.
 func environment(ts *testscript.TestScript) []string {
 	env := os.Environ()
-	for _, name := range []string{"PATH", "BERTH_ADDRESS", "BERTH_NAMESPACE", "DIR", "WORK", "IMAGE", "GORACE"} {
+	for _, name := range []string{"PATH", "BERTH_ADDRESS", "BERTH_NAMESPACE", "DIR", "WORK", "IMAGE", "GORACE", "DOCKER_CONFIG"} {
 		env = append(env, name+"="+ts.Getenv(name))
 	}
 	for _, name := range []string{"CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE"} { // ctr's
