@@ -44,9 +44,9 @@ func (w *ingest) Commit(ctx context.Context, size int64, want digest.Digest) (In
 		err = fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
 		return Info{}, errors.Join(err, w.store.discard(w.dir), w.Close())
 	}
-	// The blob stands. What is left of the ingest has no bytes, so it is none
-	// any more; should it not go away now, it goes at the next open.
-	_ = errors.Join(w.store.discard(w.dir), w.Close())
+	// The blob stands. Should what is left of the ingest not go away now, it goes
+	// at the next open.
+	_ = w.Close()
 	return Info{Digest: d, Size: w.offset, CreatedAt: w.updatedAt}, nil
 }
 

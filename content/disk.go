@@ -33,6 +33,7 @@ const (
 type Disk struct {
 	root string   // absolute
 	dir  *os.Root // the same, for every path with a name in it that came from outside
+	sha  *os.Root // blobs/sha256, where nearly all is
 	boot string   // this boot's id
 	now  func() time.Time
 
@@ -76,6 +77,9 @@ func Open(root string) (*Disk, error) {
 	if s.dir, err = os.OpenRoot(root); err != nil {
 		return nil, fmt.Errorf("open content store: %w", err)
 	}
+	if s.sha, err = s.dir.OpenRoot(filepath.Join(blobsDir, digest.Canonical.String())); err != nil {
+		return nil, errors.Join(fmt.Errorf("open content store: %w", err), s.dir.Close())
+	}
 	if err := s.tidy(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open content store: %w", err), s.Close())
 	}
@@ -83,15 +87,25 @@ func Open(root string) (*Disk, error) {
 }
 
 // Close lets go of the directory. Readers and ingests must be closed before.
-func (s *Disk) Close() error { return s.dir.Close() }
+func (s *Disk) Close() error { return errors.Join(s.sha.Close(), s.dir.Close()) }
+
+// at gives where a blob is: the nearest directory that is open, and the path from
+// there. InvalidArgument: d is no digest, or of an unknown algorithm.
+func (s *Disk) at(d digest.Digest) (*os.Root, string, error) {
+	path, err := blobPath(d)
+	if err == nil && d.Algorithm() == digest.Canonical {
+		return s.sha, d.Encoded(), nil
+	}
+	return s.dir, path, err
+}
 
 // Stat implements Store.
 func (s *Disk) Stat(_ context.Context, d digest.Digest) (Info, error) {
-	path, err := blobPath(d)
+	dir, path, err := s.at(d)
 	if err != nil {
 		return Info{}, err
 	}
-	fi, err := s.dir.Lstat(path)
+	fi, err := dir.Lstat(path)
 	if err == nil && !fi.Mode().IsRegular() || s.hidden(d) {
 		err = fs.ErrNotExist
 	}
@@ -103,11 +117,11 @@ func (s *Disk) Stat(_ context.Context, d digest.Digest) (Info, error) {
 
 // Open implements Store.
 func (s *Disk) Open(_ context.Context, d digest.Digest) (Reader, error) {
-	path, err := blobPath(d)
+	dir, path, err := s.at(d)
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.dir.Open(path)
+	f, err := dir.Open(path)
 	if err != nil {
 		return nil, blobError(d, err)
 	}
@@ -143,14 +157,14 @@ func (r *reader) WriteTo(w io.Writer) (int64, error) {
 // Delete implements Store. The removal is not flushed: a power cut may bring
 // back the blob, which no row names then.
 func (s *Disk) Delete(_ context.Context, d digest.Digest) error {
-	path, err := blobPath(d)
+	dir, path, err := s.at(d)
 	if err != nil {
 		return err
 	}
 	if s.hidden(d) {
 		return blobError(d, fs.ErrNotExist)
 	}
-	if err := s.dir.Remove(path); err != nil {
+	if err := dir.Remove(path); err != nil {
 		return blobError(d, err)
 	}
 	return nil

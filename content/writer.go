@@ -196,6 +196,10 @@ func (w *ingest) Close() error {
 		return nil
 	}
 	err := w.leave()
+	if w.moved != "" {
+		// What is left has no bytes, and is none any more.
+		_ = w.store.discard(w.dir)
+	}
 	w.closed = true
 	err = errors.Join(err, w.f.Close())
 	w.store.release(w.ref)

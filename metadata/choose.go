@@ -1,7 +1,9 @@
 package metadata
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"strings"
 )
 
@@ -18,6 +20,7 @@ func (c *collection) choose(ctx context.Context, tx *Tx) error {
 	var found []node
 	for _, kind := range removable {
 		for key, value := range tx.scan(nodeBuckets[kind], "") {
+			c.marker.pace.step()
 			ns, rest, _ := cut(string(key))
 			n := node{kind, ns, rest}
 			if c.marker.marks[n] != unmarked {
@@ -37,7 +40,8 @@ func (c *collection) choose(ctx context.Context, tx *Tx) error {
 			return err
 		}
 	}
-	c.candidates = order(found, refers)
+	c.candidates = order(found, refers, &c.marker.pace)
+	neighbours(c.candidates, refers, &c.marker.pace)
 	return nil
 }
 
@@ -60,7 +64,7 @@ func outgoing(tx *Tx, n node, f facts) []node {
 // order sorts nodes so that each stands before those it refers to, rings aside:
 // a depth-first walk without recursion, as chains may be long, whose nodes are
 // put down when all below them are, read backwards.
-func order(nodes []node, refers map[node][]node) []node {
+func order(nodes []node, refers map[node][]node, pace *pace) []node {
 	const (
 		fresh = iota
 		open
@@ -75,6 +79,7 @@ func order(nodes []node, refers map[node][]node) []node {
 	for _, first := range nodes {
 		stack = append(stack, first)
 		for len(stack) > 0 {
+			pace.step()
 			n := stack[len(stack)-1]
 			switch wanted[n] {
 			case fresh:
@@ -97,4 +102,29 @@ func order(nodes []node, refers map[node][]node) []node {
 		out[i], out[j] = out[j], out[i]
 	}
 	return out
+}
+
+// neighbours sorts what is in order anew so that rows which lie together go
+// together, as far as the order allows: with every row that is removed the whole
+// of its page is written anew. Each node gets a level below those of all that
+// refer to it, rings aside.
+func neighbours(nodes []node, refers map[node][]node, pace *pace) {
+	at := make(map[node]int, len(nodes))
+	for i, n := range nodes {
+		at[n] = i
+	}
+	level := make([]int, len(nodes))
+	for i, n := range nodes {
+		pace.step()
+		for _, below := range refers[n] {
+			if j, ok := at[below]; ok && j > i {
+				level[j] = max(level[j], level[i]+1)
+			}
+		}
+	}
+	slices.SortFunc(nodes, func(a, b node) int {
+		pace.step()
+		return cmp.Or(cmp.Compare(level[at[a]], level[at[b]]), cmp.Compare(a.kind, b.kind),
+			cmp.Compare(a.ns, b.ns), cmp.Compare(a.key, b.key))
+	})
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -16,12 +15,14 @@ import (
 )
 
 const (
-	// DB.sweepRows and sweepTime bound one write transaction of a sweep, and with
-	// that how long writers wait for it.
-	defaultSweepRows = 64
-	sweepTime        = 2 * time.Millisecond
+	// DB.sweepRows bounds one write transaction of a sweep, sweepTime does while a
+	// writer waits, and idleSweepTime while none does.
+	defaultSweepRows = 1024
+	sweepTime        = time.Millisecond
+	idleSweepTime    = 4 * time.Millisecond
 	// catchUpRows is how many changed rows a sweep looks at within its write
-	// transaction. More are looked at on a read transaction before.
+	// transaction at most. What was changed before is looked at, and followed, on
+	// a read transaction.
 	catchUpRows = 64
 )
 
@@ -60,9 +61,10 @@ type removed struct {
 	mounts  []uint64
 }
 
-// Collect removes all rows that nothing keeps alive, then their bytes and
-// directories (contract, section 7). Writers go on meanwhile; what they make or
-// refer to is spared. Runs don't overlap: a second one waits.
+// Collect removes all rows that nothing keeps alive, and has their bytes and
+// directories removed (contract, section 7): it waits for the bytes, but not for
+// those of thousands of blobs, nor for directories. Writers go on meanwhile; what
+// they make or refer to is spared. Runs don't overlap: a second one waits.
 func (db *DB) Collect(ctx context.Context) (Report, error) {
 	select {
 	case db.collecting <- struct{}{}:
@@ -93,14 +95,13 @@ func (c *collection) run(ctx context.Context) error {
 	if err := c.mark(ctx); err != nil {
 		return errors.Join(err, c.end())
 	}
-	if err := c.sweep(ctx); err != nil {
-		return errors.Join(err, c.end())
-	}
-	if err := c.end(); err != nil {
+	err := c.sweep(ctx)
+	if err = errors.Join(err, c.end()); err != nil {
 		return err
 	}
 	c.report.NextExpiry = c.marker.next
-	return c.db.removeUnnamed(ctx)
+	c.db.awaitBytes(ctx)
+	return nil
 }
 
 // between runs fn in the committer, between two transactions.
@@ -183,10 +184,10 @@ func (c *collection) sweep(ctx context.Context) error {
 // catchUp marks from what writers changed, on read transactions, until little
 // is left for the next write transaction.
 func (c *collection) catchUp(ctx context.Context) error {
-	for {
+	for least := 0; ; least = catchUpRows {
 		var touched map[node]struct{}
 		take := func() {
-			if b := c.db.committer.barrier; len(b.touched) > catchUpRows {
+			if b := c.db.committer.barrier; len(b.touched) > least {
 				touched = b.take()
 			}
 		}
@@ -212,7 +213,7 @@ func (c *collection) sweepPart(ctx context.Context) error {
 		if err := c.marker.changed(ctx, tx, tx.barrier.take()); err != nil {
 			return err
 		}
-		for done < min(c.rows, len(c.candidates)) && (done%8 != 0 || done == 0 || time.Since(start) < sweepTime) {
+		for done < min(c.rows, len(c.candidates)) && (done%8 != 0 || done == 0 || c.mayGoOn(start)) {
 			n := c.candidates[done]
 			done++
 			if c.marker.marks[n] != unmarked {
@@ -229,7 +230,9 @@ func (c *collection) sweepPart(ctx context.Context) error {
 		tx.garbage = false // what a removed row referred to is a candidate already
 		return nil
 	}}
+	c.marker.pace.hurry = true
 	err := c.db.committer.do(j)
+	c.marker.pace.hurry = false
 	c.report.LongestStall = max(c.report.LongestStall, j.took)
 	c.dispose(ctx, gone, err)
 	if err != nil {
@@ -240,6 +243,12 @@ func (c *collection) sweepPart(ctx context.Context) error {
 	c.later = append(c.later, later...)
 	c.report.More = c.report.More || more
 	return nil
+}
+
+// mayGoOn tells whether a transaction that began then may remove more rows.
+func (c *collection) mayGoOn(start time.Time) bool {
+	took := time.Since(start)
+	return took < sweepTime || took < idleSweepTime && len(c.db.committer.jobs) == 0
 }
 
 // sweep removes the row of one candidate. FailedPrecondition: a snapshot has
@@ -297,35 +306,6 @@ func (tx *Tx) sweep(n node, held func(ns, ref string) bool, gone *removed) error
 	}
 	gone.rows[n.kind]++
 	return nil
-}
-
-// dispose has what rows named go from disk. After a failed transaction each is
-// looked up: it may have taken effect all the same.
-func (c *collection) dispose(ctx context.Context, gone removed, failed error) {
-	for _, d := range gone.content {
-		c.db.unnamed.add(d)
-	}
-	for _, s := range gone.snapshots {
-		if failed == nil || !c.db.hasDirectory(s.snapshotter, s.id) {
-			c.db.removeDirectory(s.snapshotter, s.id)
-		}
-	}
-	for _, id := range gone.mounts {
-		if c.db.activations.place == nil || failed != nil && c.db.hasActivation(id) {
-			continue
-		}
-		if err := c.db.unmount(ctx, id); err != nil {
-			c.db.log.Warn("mounts of a collected activation stay, trying again later", slog.Any("error", err))
-		}
-	}
-	for _, i := range gone.ingests {
-		if failed != nil && c.db.hasIngest(i.ns, i.ref, i.backend) {
-			continue
-		}
-		if err := c.db.discard(ctx, i.backend); err != nil {
-			c.db.log.Warn("ingest not removed, trying again later", slog.String("ref", i.backend), slog.Any("error", err))
-		}
-	}
 }
 
 func (c *collection) count(gone removed) {

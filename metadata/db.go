@@ -58,6 +58,7 @@ type DB struct {
 	cancel      context.CancelFunc
 	committer   *committer
 	remover     *remover
+	unlinker    *unlinker
 	ingests     *ingests
 	unnamed     unnamed
 	activations activations
@@ -97,6 +98,7 @@ func newDB(o Options) *DB {
 	db.ctx, db.cancel = context.WithCancel(context.Background())
 	db.committer = newCommitter(db)
 	db.remover = newRemover(db.ctx, db.log)
+	db.unlinker = newUnlinker(db)
 	return db
 }
 
@@ -110,6 +112,7 @@ func (db *DB) Close() error {
 		close(db.committer.quit)
 		<-db.committer.stopped
 		<-db.remover.ended
+		<-db.unlinker.ended
 		for _, d := range db.remotes {
 			<-d.remote.ended
 		}

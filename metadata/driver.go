@@ -89,7 +89,7 @@ type directory struct {
 
 // maxRemovals bounds how many directories wait for their removal; who removes
 // more waits.
-const maxRemovals = 1024
+const maxRemovals = 16 << 10
 
 // remover removes directories whose row is gone, one after another, in a
 // goroutine of its own.

@@ -35,7 +35,10 @@ import (
 
 // testDriver keeps a snapshot as a directory with nothing of its own in it. Its
 // steps are durable ones, so they are fault points.
-type testDriver struct{ root string }
+type testDriver struct {
+	root string
+	lazy bool // removals are not flushed
+}
 
 func (d *testDriver) dir(id snapshots.ID) string { return filepath.Join(d.root, id.String()) }
 
@@ -64,7 +67,7 @@ func (d *testDriver) Flush(_ context.Context, id snapshots.ID) error {
 }
 
 func (d *testDriver) Remove(_ context.Context, id snapshots.ID) error {
-	if err := os.RemoveAll(d.dir(id)); err != nil {
+	if err := os.RemoveAll(d.dir(id)); err != nil || d.lazy {
 		return err
 	}
 	return durable.SyncDir("testdriver.remove", d.root)
@@ -160,7 +163,7 @@ func newWorldIn(t testing.TB, dir string, change ...func(*Options)) *world {
 	w.options = Options{
 		Path: filepath.Join(w.dir, "meta.db"),
 		Drivers: map[string]snapshots.Driver{
-			"native": &testDriver{filepath.Join(w.dir, "native")}, "other": &testDriver{filepath.Join(w.dir, "other")},
+			"native": &testDriver{root: filepath.Join(w.dir, "native")}, "other": &testDriver{root: filepath.Join(w.dir, "other")},
 		},
 		Publish: w.events.publish,
 		Now:     func() time.Time { return time.Now().Add(w.clock) },
@@ -214,6 +217,7 @@ func (w *world) collect() Report {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	<-w.unlinker.start() // also beyond the patience of a collection
 	return report
 }
 

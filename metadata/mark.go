@@ -48,6 +48,7 @@ type marker struct {
 	back  map[node][]node
 	queue []node    // marked, and what they refer to is not yet
 	next  time.Time // when the next lease, image or ingest ends
+	pace  pace
 
 	// For who asks what keeps what, or what would go without something.
 	at      node          // what is followed just now
@@ -85,6 +86,7 @@ func (m *marker) roots(ctx context.Context, tx *Tx) error {
 			if count++; count%1024 == 0 && ctx.Err() != nil {
 				return ctx.Err()
 			}
+			m.pace.step()
 			ns, rest, _ := cut(string(key))
 			n := node{kind, ns, rest}
 			f, err := look(n, value)
@@ -148,6 +150,7 @@ func (m *marker) follow(ctx context.Context, tx *Tx) error {
 		if count%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
+		m.pace.step()
 		n := m.queue[len(m.queue)-1]
 		m.queue = m.queue[:len(m.queue)-1]
 		value := tx.row(n)

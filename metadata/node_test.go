@@ -25,7 +25,7 @@ func TestLook(t *testing.T) {
 		labels.GCRefSnapshot + "a.b/c": "k", labels.GCCondSnapshot + "n/1": "usedat<1h|k",
 		labels.GCRefMount: "m", labels.GCRef + "contentz": "sha256:b", labels.GCRef + "snapshot": "k", labels.GCRefImage: "",
 	}
-	labeled := []node{{kindContent, "ns", "sha256:a"}, snapshotNode("ns", "a.b", "k")}
+	labeled := []node{{kindContent, "ns", "sha256:a"}, {kindMount, "ns", "m"}, snapshotNode("ns", "a.b", "k")}
 	back := []node{{kindContainer, "ns", "c"}}
 	conds := []condition{{snapshotNode("ns", "n", "k"), time.Hour}}
 	container := testContainer("c")

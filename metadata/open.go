@@ -58,6 +58,7 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	}
 	go db.committer.run()
 	go db.remover.run()
+	go db.unlinker.run()
 	for _, d := range db.remotes {
 		go d.remote.run()
 	}

@@ -65,6 +65,7 @@ func watched(t *testing.T) (*world, *watchedDriver, *Snapshots) {
 // settled waits until no directory is on its way out.
 func (w *world) settled() {
 	w.t.Helper()
+	<-w.unlinker.start()
 	for _, d := range w.drivers {
 		for busy := true; busy; runtime.Gosched() {
 			d.mu.Lock()

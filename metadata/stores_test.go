@@ -101,7 +101,7 @@ func TestEvents(t *testing.T) {
 		"ns /content/create " + d.String(), "ns /images/create i", "ns /images/update i", "ns /images/delete i",
 		"ns /content/delete " + d.String(), "ns /containers/create c", "ns /containers/update c", "ns /containers/delete c",
 		"ns /snapshot/prepare a", "ns /snapshot/commit b", "ns /snapshot/remove v",
-		"ns /images/create old", "ns /snapshot/remove b", "ns /images/delete old",
+		"ns /images/create old", "ns /images/delete old", "ns /snapshot/remove b",
 	}
 	if diff := cmp.Diff(want, w.events.take()); diff != "" {
 		t.Error(diff)

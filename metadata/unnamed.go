@@ -76,13 +76,18 @@ func (u *unnamed) remove(d digest.Digest) {
 // removeUnnamed removes the bytes of blobs that have no row in any namespace.
 func (db *DB) removeUnnamed(ctx context.Context) error {
 	var errs []error
+	var pace pace
 	for _, d := range db.unnamed.list() {
+		pace.step()
 		gone, err := db.removeBlob(ctx, d)
 		if err != nil {
 			errs = append(errs, err)
 		}
 		if gone {
 			db.unnamed.remove(d)
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
 	return errors.Join(errs...)
