@@ -41,12 +41,23 @@ func describe(topic string, event proto.Message) string {
 	return topic
 }
 
+// forward takes an event as the journal does: one that comes again, as its taking was
+// not answered for, is taken once. Exits and deletes are the daemon's to tell once.
 func (m *machine) forward(_ context.Context, e *types.Envelope) error {
 	m.mu.Lock()
 	refuse := m.refuse
+	again := false
+	if at := e.GetTimestamp(); !refuse && at.GetNanos() != 0 && e.Topic != "/tasks/exit" && e.Topic != "/tasks/delete" {
+		key := fmt.Sprintf("%s %d.%d %x", e.Topic, at.GetSeconds(), at.GetNanos(), e.Event.GetValue())
+		again = m.taken[key]
+		m.taken[key] = true
+	}
 	m.mu.Unlock()
 	if refuse {
 		return errors.New("no")
+	}
+	if again {
+		return nil
 	}
 	event, err := anypb.UnmarshalNew(&anypb.Any{TypeUrl: "x/" + e.Event.TypeUrl, Value: e.Event.Value}, proto.UnmarshalOptions{})
 	if err != nil {

@@ -82,7 +82,8 @@ type machine struct {
 
 	mu     sync.Mutex
 	events []string
-	bell   chan struct{} // closed and replaced at each event
+	taken  map[string]bool // events that were forwarded
+	bell   chan struct{}   // closed and replaced at each event
 	log    bytes.Buffer
 }
 
@@ -108,7 +109,7 @@ func newMachine(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{t: t, dir: dir, shim: self, bell: make(chan struct{}), bootID: "boot-1"}
+	m := &machine{t: t, dir: dir, shim: self, bell: make(chan struct{}), taken: map[string]bool{}, bootID: "boot-1"}
 	m.deadlines = Deadlines{
 		Create: 20 * time.Second, State: 500 * time.Millisecond, Connect: time.Second, Shutdown: 3 * time.Second,
 		Events: 300 * time.Millisecond, Retry: 20 * time.Millisecond,
