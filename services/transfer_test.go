@@ -23,6 +23,7 @@ import (
 	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/api/types/transfer"
 	bytestreams "github.com/berthd/berth/internal/streams"
+	"github.com/berthd/berth/metadata"
 )
 
 // moving is a transfer, with the streams that the test has opened for it.
@@ -294,5 +295,44 @@ func TestProgressThatNobodyTakes(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An import that is under way when the daemon is told to stop comes to its end.
+func TestTransferDuringDrain(t *testing.T) {
+	d := start(t)
+	m := newMoving(t, d)
+	data := archive(t, "docker.io/library/many:1", 5)
+	in := mustStream(m.ctx, t, d, "in")
+	w := bytestreams.NewWriter(in)
+	idle := mustStream(m.ctx, t, d, "idle")
+	answered := make(chan error, 1)
+	go func() {
+		answered <- lastErr(transfergrpc.NewTransferClient(d).Transfer(m.ctx, &transferapi.TransferRequest{
+			Source: packed(t, &transfer.ImageImportStream{Stream: "in"}), Destination: packed(t, importTo()),
+		}))
+	}()
+	if _, err := w.Write(data[:len(data)/2]); err != nil { // which waits for the import to ask for it
+		t.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- d.stop() }()
+	if _, err := idle.Recv(); status.Code(err) != codes.Unavailable { // so it is draining now
+		t.Errorf("a stream that nobody has taken ended with %v", err)
+	}
+	if _, err := w.Write(data[len(data)/2:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if _, err := d.db.Images(metadata.Scope{Namespace: "ns"}).Get(t.Context(), "docker.io/library/many:1"); err != nil {
+		t.Error(err)
 	}
 }

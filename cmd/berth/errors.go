@@ -126,7 +126,7 @@ func (a *app) hints(ran *cobra.Command, err error) []string {
 	}
 	var packed *client.NotUnpackedError
 	if errors.As(err, &packed) {
-		return []string{fmt.Sprintf("import the image again with `berth images import --snapshotter %s`", packed.Snapshotter)}
+		return []string{fmt.Sprintf("unpack the image with `berth pull --snapshotter %[1]s`, or `berth images import --snapshotter %[1]s`", packed.Snapshotter)}
 	}
 	switch {
 	case errdefs.IsUnavailable(err):
