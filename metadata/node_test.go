@@ -11,6 +11,7 @@ import (
 	contentapi "github.com/berthd/berth/api/services/content/v1"
 	"github.com/berthd/berth/api/services/leases/v1"
 	snapshotapi "github.com/berthd/berth/api/services/snapshots/v1"
+	"github.com/berthd/berth/api/types"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/metadata/rows"
 )
@@ -49,6 +50,11 @@ func TestLook(t *testing.T) {
 			Status:    &contentapi.Status{Ref: "r", Expected: "sha256:e", StartedAt: timestamppb.New(at)},
 			ExpiresAt: &timestamppb.Timestamp{Seconds: at.Unix(), Nanos: 5},
 		}, facts{expires: at, fixed: []node{{kindContent, "ns", "sha256:e"}}}},
+		"mounts": {node{kindMount, "ns", "m"}, &rows.Activation{Info: &types.ActivationInfo{
+			Name: "m", Active: []*types.ActiveMount{{MountPoint: "p"}}, Labels: given}, Id: 3,
+		}, facts{usedAt: at, labeled: labeled, back: back}},
+		"mounts of nobody":  {node{kindMount, "ns", "m"}, &rows.Activation{Info: &types.ActivationInfo{Name: "m"}, Id: 3}, facts{root: true}},
+		"mounts for a time": {node{kindMount, "ns", "m"}, &rows.Activation{Info: &types.ActivationInfo{Name: "m"}, Temporary: true, BootId: "b"}, facts{}},
 		"snapshot": {snapshotNode("ns", "s", "k"), &rows.Snapshot{
 			Info: &snapshotapi.Info{Name: "k", Parent: "p", Kind: snapshotapi.Kind_ACTIVE, Labels: given}, Id: 7, Size: 1,
 		}, facts{root: true, usedAt: at, fixed: []node{snapshotNode("ns", "s", "p")}, labeled: labeled, back: back}},
