@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Installs what is missing on a Debian machine: "run" is what berth needs to run
 # containers and show itself, "test" is what the tests need beyond that, "vm" what
-# the tests in a virtual machine need.
+# the tests in a virtual machine need, "clients" what takes long to build for tests of
+# other clients.
 # Says what it does; does nothing when all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 CTR_VERSION=v2.3.4
+BUILDKIT_VERSION=v0.29.0
 STATICCHECK_VERSION=v0.8.2
 
 say() { echo "deps: $*"; }
@@ -113,6 +115,20 @@ tests() {
 	fi
 }
 
+# buildkitd takes minutes to build, so its test is only run where it is there. Its
+# module can't be installed as it is, because of what it replaces.
+clients() {
+	tests
+	[ -x .tools/bin/buildkitd ] && [ -x .tools/bin/buildctl ] && return
+	local from bin=$PWD/.tools/bin
+	say "building buildkitd $BUILDKIT_VERSION"
+	from=$(mktemp -d "$PWD/.tools/buildkit.XXXXXX")
+	cp -r "$(go mod download -json github.com/moby/buildkit@$BUILDKIT_VERSION | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')/." "$from"
+	chmod -R u+w "$from"
+	(cd "$from" && GOFLAGS=-mod=mod CGO_ENABLED=0 go build -o "$bin/" ./cmd/buildkitd ./cmd/buildctl)
+	rm -rf "$from"
+}
+
 # The kernel is taken out of its package: this machine is not to boot it.
 debian_kernel() {
 	local dir=.tools/vm/linux package
@@ -147,6 +163,7 @@ for set in "$@"; do
 	run) run ;;
 	test) tests ;;
 	vm) vm ;;
+	clients) clients ;;
 	*) echo "deps: unknown set $set" >&2; exit 2 ;;
 	esac
 done
