@@ -16,6 +16,7 @@ type unnamed struct {
 	// mu guards what follows.
 	mu      sync.Mutex
 	digests map[digest.Digest]struct{}
+	leaving digest.Digest         // the one that is being looked at, and is not among them meanwhile
 	pinned  map[digest.Digest]int // writers that stand at the end of a blob without sending it
 }
 
@@ -46,7 +47,7 @@ func (u *unnamed) unpin(d digest.Digest) (spared bool) {
 		delete(u.pinned, d)
 	}
 	_, spared = u.digests[d]
-	return spared
+	return spared || u.leaving == d
 }
 
 func (u *unnamed) list() []digest.Digest {
@@ -67,24 +68,37 @@ func (u *unnamed) isPinned(d digest.Digest) bool {
 	return u.pinned[d] > 0
 }
 
-func (u *unnamed) remove(d digest.Digest) {
+// take begins to remove a blob: who takes its row away from now on lists it
+// again.
+func (u *unnamed) take(d digest.Digest) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	delete(u.digests, d)
+	u.leaving = d
+}
+
+// taken ends what take began, and lists the blob again if it is not done.
+func (u *unnamed) taken(d digest.Digest, done bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.leaving = ""
+	if !done {
+		u.digests[d] = struct{}{}
+	}
 }
 
 // removeUnnamed removes the bytes of blobs that have no row in any namespace.
+// Only one may run.
 func (db *DB) removeUnnamed(ctx context.Context) error {
 	var errs []error
 	var pace pace
 	for _, d := range db.unnamed.list() {
 		pace.step()
-		gone, err := db.removeBlob(ctx, d)
+		db.unnamed.take(d)
+		done, err := db.removeBlob(ctx, d)
+		db.unnamed.taken(d, done)
 		if err != nil {
 			errs = append(errs, err)
-		}
-		if gone {
-			db.unnamed.remove(d)
 		}
 		if ctx.Err() != nil {
 			break
@@ -139,5 +153,5 @@ func (u *unnamed) has(d digest.Digest) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	_, listed := u.digests[d]
-	return listed || u.pinned[d] > 0
+	return listed || u.leaving == d || u.pinned[d] > 0
 }
