@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
@@ -32,6 +33,10 @@ const (
 	maxCalls = 64
 	// connectTimeout is how long it may take to connect to a socket.
 	connectTimeout = 2 * time.Second
+	// idleTimeout is after how long without a call the connection is given up.
+	idleTimeout = time.Minute
+	// slack is by how much two clocks of one deadline may differ.
+	slack = 10 * time.Millisecond
 
 	namespaceHeader = "containerd-namespace"
 )
@@ -67,6 +72,13 @@ func Open(c Config) (*Client, error) {
 	}
 	conn, err := grpc.NewClient("passthrough:///"+c.Name,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(dial),
+		// What comes back is met within a second; what nobody calls is let alone.
+		// (ResetConnectBackoff would be sooner, but is not safe beside a connect.)
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: connectTimeout,
+		}),
+		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
 	if err != nil {
 		return nil, fmt.Errorf("snapshotter %q at %q: %w", c.Name, c.Address, err)
@@ -115,7 +127,6 @@ func (c *Client) connect(ctx context.Context) (wait grpc.CallOption, err error) 
 	if err := c.Ping(ctx); err != nil {
 		return nil, err
 	}
-	c.conn.ResetConnectBackoff()
 	return grpc.WaitForReady(true), nil
 }
 
@@ -161,6 +172,10 @@ func (s scoped) failed(ctx context.Context, what string, err error) error {
 		native = errgrpc.ToNative(err)
 	}
 	if errors.Is(native, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(native) {
+		// gRPC may see that a caller's time is up before its context does.
+		if limit, ok := ctx.Deadline(); ok && time.Until(limit) < slack {
+			return fmt.Errorf("snapshotter %q: %s: %w", c.config.Name, what, context.DeadlineExceeded)
+		}
 		return fmt.Errorf("snapshotter %q: %s: no answer within %s: %w", c.config.Name, what, c.config.Timeout, errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("snapshotter %q: %s: %w", c.config.Name, what, native)
