@@ -42,7 +42,12 @@ func (a *app) fsckCommand() *cobra.Command {
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
-			return a.withClient(func(ctx context.Context, c *client.Client) error { return a.fsck(ctx, c, f) })
+			err := a.withClient(func(ctx context.Context, c *client.Client) error { return a.fsck(ctx, c, f) })
+			var away *client.DialError
+			if errors.As(err, &away) {
+				return hint(err, "if the daemon does not start, `berthd fsck` looks at the store in place of it")
+			}
+			return err
 		},
 	}
 	flags := cmd.Flags()
