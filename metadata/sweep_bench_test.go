@@ -116,7 +116,7 @@ func beside(t testing.TB, w *world, s Scope, callers int) (stop func() []time.Du
 }
 
 // benchDir is a directory in memory, or where the environment has it.
-func benchDir(b *testing.B) string {
+func benchDir(b testing.TB) string {
 	b.Helper()
 	dir, err := os.MkdirTemp(cmp.Or(os.Getenv("BERTH_BENCH_DIR"), "/dev/shm"), "berth-sweep-")
 	if err != nil {

@@ -17,15 +17,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/codes"
-	grpcmetadata "google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
-	"github.com/berthd/berth/api/services/content/v1"
-	"github.com/berthd/berth/api/services/content/v1/contentgrpc"
 	"github.com/berthd/berth/api/services/events/v1"
 	"github.com/berthd/berth/api/services/events/v1/eventsgrpc"
 	"github.com/berthd/berth/api/services/version/v1/versiongrpc"
@@ -206,54 +201,6 @@ func forAll(t *testing.T, dir string) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// A root on a full disk is told as such, and a start with room works again.
-func TestFullDisk(t *testing.T) {
-	p := newPlace(t)
-	if err := os.Mkdir(p.root, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", p.root, "tmpfs", 0, "size=8k"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(p.root, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	if said := fails(t, command(t.Context(), t, p.args()...)); !strings.Contains(said, "no space left on device") || !strings.Contains(said, p.root) {
-		t.Errorf("it said %q", said)
-	}
-	if err := unix.Mount("", p.root, "", unix.MS_REMOUNT, "size=8m"); err != nil {
-		t.Fatal(err)
-	}
-	r := p.start(t)
-	c := contentgrpc.NewContentClient(r)
-	ctx := grpcmetadata.AppendToOutgoingContext(t.Context(), "containerd-namespace", "ns")
-	s, err := c.Write(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for offset := int64(0); err == nil; offset += 1 << 20 {
-		if offset > 64<<20 {
-			t.Fatal("the disk does not fill up")
-		}
-		err = s.Send(&content.WriteContentRequest{Ref: "r", Action: content.WriteAction_WRITE, Offset: offset, Data: make([]byte, 1<<20)})
-		if err == nil || errors.Is(err, io.EOF) {
-			_, err = s.Recv()
-		}
-	}
-	if st := status.Convert(err); st.Code() != codes.ResourceExhausted || !strings.HasSuffix(st.Message(), "no space left on device: resource exhausted") {
-		t.Errorf("a write to a full disk: %v", err)
-	}
-	if _, err := c.Abort(ctx, &content.AbortRequest{Ref: "r"}); err != nil {
-		t.Errorf("making room again: %v", err)
-	}
-	r.uuid(t)
-	if err := r.stop(syscall.SIGTERM); err != nil {
-		t.Error(err)
-	}
 }
 
 // Without overlay berthd runs with native, and says why.
