@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -20,6 +21,9 @@ const (
 	// transfer is done by the answer to its call, and some look no further: what
 	// they may have missed of the stream then is padding.
 	padding = 2 * bytestreams.Window
+	// skipTime and maxSkipped bound what is read after the end of an archive.
+	skipTime   = 2 * time.Second
+	maxSkipped = 4 << 20
 )
 
 // Media types of archives.
@@ -44,15 +48,25 @@ func (c *transferCall) importStream(ctx context.Context, from *transfer.ImageImp
 		return err
 	}
 	c.progress.phase("Importing")
-	made, err := c.images.Import(ctx, c.scope, bytestreams.NewReader(st), o, c.progress.object)
+	r := bytestreams.NewReader(st)
+	made, err := c.images.Import(ctx, c.scope, r, o, c.progress.object)
 	if err != nil {
 		return err
 	}
+	skip(st, r)
 	for _, one := range made {
 		c.progress.image("saved", one.Name, one.Target)
 	}
 	c.progress.phase("Completed import")
 	return nil
+}
+
+// skip reads what follows the end of an archive, so that who sends it comes to an end
+// too.
+func skip(st *stream, r io.Reader) {
+	timer := time.AfterFunc(skipTime, func() { st.end(nil) })
+	defer timer.Stop()
+	_, _ = io.CopyN(io.Discard, r, maxSkipped) // what comes of it is of no interest
 }
 
 // exportStream writes images of the store as an archive.

@@ -70,15 +70,19 @@ func (m *moving) do(from, to proto.Message) error {
 	return err
 }
 
-// send opens a stream that gives data.
-func (m *moving) send(id string, data []byte) {
+// send opens a stream that gives data, and tells whether all of it was taken.
+func (m *moving) send(id string, data []byte) (taken func() error) {
 	s := mustStream(m.ctx, m.t, m.d, id)
+	sent := make(chan error, 1)
 	go func() {
 		w := bytestreams.NewWriter(s)
-		if _, err := io.Copy(w, bytes.NewReader(data)); err == nil {
-			s.CloseSend()
+		_, err := io.Copy(w, bytes.NewReader(data))
+		if err == nil {
+			err = s.CloseSend()
 		}
+		sent <- err
 	}()
+	return func() error { return <-sent }
 }
 
 // receive opens a stream, and gives what came over it once it has ended.
@@ -174,11 +178,14 @@ func TestTransferArchives(t *testing.T) {
 		t.Errorf("events: %s", got)
 	}
 	again := newMoving(t, d)
-	again.send("again", out)
+	taken := again.send("again", append(out, make([]byte, 1<<20)...))
 	to := importTo()
 	to.Unpacks, to.Name = nil, "whole:1"
 	if err := again.do(&transfer.ImageImportStream{Stream: "again"}, to); err != nil {
 		t.Fatal(err)
+	}
+	if err := taken(); err != nil {
+		t.Errorf("what follows the archive was not taken: %v", err)
 	}
 	if got := again.images(); !slices.Equal(got, []string{"docker.io/library/many:1", "docker.io/library/other:2", "other:2", "whole:1"}) {
 		t.Errorf("images %v", got)
