@@ -12,8 +12,11 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/berthd/berth/api/berth/maintenance/v1"
+	"github.com/berthd/berth/api/services/tasks/v1"
+	"github.com/berthd/berth/api/types/task"
 	"github.com/berthd/berth/images"
 	"github.com/berthd/berth/metadata"
+	"github.com/berthd/berth/runtime"
 )
 
 // backupPart is how many bytes of a backup go into one message.
@@ -133,11 +136,7 @@ func (s *maintenanceService) Prune(r *maintenance.PruneRequest, stream grpc.Serv
 		o.Before = time.Now().Add(-older)
 	}
 	if r.GetContainers() {
-		running := map[[2]string]bool{}
-		for _, t := range s.tasks.Report() {
-			running[[2]string{t.Namespace, t.ID}] = true
-		}
-		o.Containers = func(ns, id string) bool { return !running[[2]string{ns, id}] }
+		o.Containers = s.idle
 	}
 	found, err := s.db.Prunable(ctx, o)
 	if err != nil {
@@ -163,18 +162,28 @@ func (s *maintenanceService) Prune(r *maintenance.PruneRequest, stream grpc.Serv
 	return nil
 }
 
-// prune removes the record of a container, unless it has a task by now, or of an
-// image. Other things go with the collection.
+// idle tells whether a container has no task, or one that is known to have ended.
+func (s *maintenanceService) idle(ns, id string) bool {
+	if t := s.tasks.Known(ns, id); t != nil {
+		return t.GetStatus() == task.Status_STOPPED
+	}
+	return !slices.ContainsFunc(s.tasks.Report(), func(t runtime.Supervision) bool { return t.Namespace == ns && t.ID == id })
+}
+
+// prune removes a container with its task, unless that runs by now, or an image.
+// Other things go with the collection.
 func (s *maintenanceService) prune(ctx context.Context, p metadata.Pruned) error {
 	scope := metadata.Scope{Namespace: p.Namespace}
 	switch p.Kind {
 	case "container":
-		for _, t := range s.tasks.Report() {
-			if t.Namespace == p.Namespace && t.ID == p.Name {
-				return fmt.Errorf("container %q runs by now: %w", p.Name, errdefs.ErrFailedPrecondition)
-			}
+		if !s.idle(p.Namespace, p.Name) {
+			return fmt.Errorf("container %q runs by now: %w", p.Name, errdefs.ErrFailedPrecondition)
 		}
-		err := s.db.Containers(scope).Delete(ctx, p.Name)
+		_, err := s.tasks.Delete(ctx, p.Namespace, &tasks.DeleteTaskRequest{ContainerId: p.Name})
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		err = s.db.Containers(scope).Delete(ctx, p.Name)
 		if err == nil {
 			s.deleted(ctx, p.Namespace, p.Name)
 		}
