@@ -65,6 +65,7 @@ func (s *Store) Export(ctx context.Context, scope metadata.Scope, list []Named, 
 	if err != nil {
 		return err
 	}
+	c.artifact = true
 	progress = oneByOne(progress)
 	err = s.leased(ctx, scope, func(scope metadata.Scope) error {
 		e := &exporter{blobs: s.DB.Blobs(scope), options: o, progress: progress, at: map[digest.Digest]bool{}}

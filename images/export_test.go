@@ -243,6 +243,35 @@ func TestExportOfWhatIsNotWhole(t *testing.T) {
 	}
 }
 
+// What is no container image, as a chart is none, leaves and comes back as it is.
+func TestExportArtifact(t *testing.T) {
+	w := newWorld(t)
+	l := layout(t, testimage.Gzip)
+	chart, err := l.JSON(ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		MediaType: ocispec.MediaTypeImageManifest, Config: l.Blob("application/vnd.cncf.helm.config.v1+json", []byte("{}")),
+		Layers: []ocispec.Descriptor{l.Blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", []byte("a chart"))},
+	})
+	if err == nil {
+		err = l.List(chart, "example.org/chart:1")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.mustImport(archiveOf(t, l), ImportOptions{NoUnpack: true})
+	archive := w.mustExport(ExportOptions{}, "example.org/chart:1")
+	files, _ := unpackTar(t, archive)
+	if files["manifest.json"] != nil || len(files) != 2+3 {
+		t.Errorf("%d files, for docker %s", len(files), files["manifest.json"])
+	}
+	if err := w.db.Images(scope).Delete(bg, "example.org/chart:1", nil); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
+	if after := w.mustImport(archive, ImportOptions{NoUnpack: true}); after.Target.Digest != before.Target.Digest {
+		t.Errorf("imported again: %+v, before %+v", after, before)
+	}
+}
+
 // How the images of an archive are called when it is said how.
 func TestReferences(t *testing.T) {
 	const d = digest.Digest("sha256:aa")

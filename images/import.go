@@ -81,6 +81,7 @@ func (s *Store) Import(ctx context.Context, scope metadata.Scope, r io.Reader, o
 	if err != nil {
 		return nil, err
 	}
+	c.artifact = len(unpacks) == 0
 	if o.Name != "" {
 		if _, err := Normalize(o.Name); err != nil {
 			return nil, err
