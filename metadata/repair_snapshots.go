@@ -31,14 +31,18 @@ func (s *Snapshots) Whole(ctx context.Context, name string) (bool, error) {
 	return s.driver.whole(ctx, row.ID, row.Kind)
 }
 
-// whole tells whether a directory is there with all its parts.
+// whole tells whether a directory is there with all its parts. A driver that
+// can't be asked for one is asked for all.
 func (d *driver) whole(ctx context.Context, id snapshots.ID, kind snapshots.Kind) (bool, error) {
+	if can, ok := d.Driver.(intact); ok {
+		return can.Intact(ctx, id, kind) == nil, nil
+	}
 	for found, err := range d.IDs(ctx) {
 		if err != nil {
 			return false, err
 		}
 		if found == id {
-			return d.intact(ctx, id, kind) == nil, nil
+			return true, nil
 		}
 	}
 	return false, nil

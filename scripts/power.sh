@@ -45,7 +45,7 @@ for ((round = 1; round <= ROUNDS + 1; round++)); do
 		kill -0 $machine 2>/dev/null || break
 		sleep 0.1
 	done
-	grep -q -e '^vm: exit [^0]' -e '--- FAIL' $console && { cat $console; fail "round $round: the cut before has done damage"; }
+	grep -q -e '^vm: exit [^0]' -e '^vm: failed' -e '--- FAIL' $console && { cat $console; fail "round $round: the cut before has done damage"; }
 	grep -q '^vm: busy' $console || { tail -40 $console; fail "round $round: the machine did not come up"; }
 	if [ -n "$last" ]; then
 		wait $machine || fail "the last machine ended with an error"
@@ -55,7 +55,8 @@ for ((round = 1; round <= ROUNDS + 1; round++)); do
 	sleep $((tenths / 10)).$((tenths % 10))
 	kill -9 $machine
 	wait $machine 2>/dev/null || true
-	say "round $round: $(sed -n 's/^vm: \(.* images were there\).*/\1/p' $console), power cut after $((tenths / 10)).$((tenths % 10)) s"
+	grep -q '^vm: failed' $console && { cat $console; fail "round $round: what was begun after the cut before failed"; }
+	say "round $round: $(sed -n 's/^vm: \(.* images were there\).*/\1/p' $console), power cut after $((tenths / 10)).$((tenths % 10)) s and $(grep -c '^vm: done' $console || true) pulls, imports and removals"
 done
 trap - EXIT
 grep -q '^vm: exit 0' $console || { cat $console; fail "the last machine found damage"; }

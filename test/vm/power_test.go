@@ -295,5 +295,8 @@ func (p *power) operate(r *rand.Rand, n int) {
 	}
 	if err != nil {
 		p.t.Errorf("image %d: %v", n, err)
+		fmt.Printf("vm: failed: image %d: %v\n", n, err) // the test may not live to say so
+		return
 	}
+	fmt.Println("vm: done")
 }
