@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/durable"
 )
@@ -34,8 +35,11 @@ const (
 // rest, and Remove removes them, so the orphan sweep needs no special case.
 type Dirs struct {
 	root string
-	hold *os.File // of root, open for the errors that Flush has to report
-	dir  string   // ROOT/snapshots
+	// inOrder tells that the file system keeps all names in one journal: to flush
+	// a directory flushes whatever was made before anywhere in it.
+	inOrder bool
+	hold    *os.File // of root, open for the errors that Flush has to report
+	dir     string   // ROOT/snapshots
 }
 
 // OpenDirs opens the directories under root, which it makes if need be.
@@ -51,8 +55,34 @@ func OpenDirs(root string) (*Dirs, error) {
 	if d.hold, err = os.Open(d.dir); err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
+	d.inOrder = keepsOrder(d.hold)
 	return d, nil
 }
+
+// keepsOrder knows xfs, and ext4 with a journal: each has one log for all names,
+// and writes it in order.
+func keepsOrder(f *os.File) bool {
+	var (
+		fs unix.Statfs_t
+		st unix.Stat_t
+	)
+	fd := int(f.Fd())
+	if err := errors.Join(unix.Fstatfs(fd, &fs), unix.Fstat(fd, &st)); err != nil {
+		return false
+	}
+	if fs.Type != unix.EXT4_SUPER_MAGIC {
+		return fs.Type == unix.XFS_SUPER_MAGIC
+	}
+	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err == nil {
+		_, err = os.Stat(filepath.Join("/sys/fs/ext4", filepath.Base(device), "journal_task"))
+	}
+	return err == nil
+}
+
+// InOrder tells that to flush a name here flushes all names and attributes that
+// were made before, and nothing but the bytes of files is left to flush.
+func (d *Dirs) InOrder() bool { return d.inOrder }
 
 // Close lets go of the directory.
 func (d *Dirs) Close() error { return d.hold.Close() }

@@ -153,6 +153,9 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 		return root.apply(filepath.Join(dir, fsDir))
 	}
 	flush := func(dir string) error {
+		if d.dirs.InOrder() {
+			return nil // the flush of the name does
+		}
 		for _, name := range append(made, "") {
 			if err := durable.SyncDir("snapshots.create.layer", filepath.Join(dir, name)); err != nil {
 				return err

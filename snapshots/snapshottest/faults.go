@@ -85,7 +85,7 @@ func RunFaults(t *testing.T, test string, open Open) {
 			points = append(points, point)
 		}
 	}
-	for _, want := range []string{"snapshots.create.rename", "snapshots.create.syncdir", "snapshots.create.layer.syncdir", "snapshots.flush.syncfs", "snapshots.remove.rename"} {
+	for _, want := range []string{"snapshots.create.rename", "snapshots.create.syncdir", "snapshots.flush.syncfs", "snapshots.remove.rename"} {
 		if !slices.Contains(points, want) {
 			t.Fatalf("no %s among %v", want, points)
 		}
