@@ -259,19 +259,21 @@ func (r *remote) remove(ctx context.Context, keys []pendingKey) (removed int, er
 		if named[k.key] != nil {
 			continue
 		}
+		doubtful := r.inDoubt(k.key) // asked before: an answer may be long in coming
 		failed := r.In(k.ns).Remove(ctx, k.key)
 		switch {
 		case failed == nil:
 			gone = append(gone, k)
 			removed++
 		case errdefs.IsNotFound(failed):
-			if !r.inDoubt(k.key) {
+			if !doubtful {
 				gone = append(gone, k)
 			}
 		case errdefs.IsFailedPrecondition(failed): // it has children that go first, or are not ours
 			err = errors.Join(err, failed)
 			continue
 		default:
+			r.prolong()
 			err = errors.Join(err, failed)
 		}
 		if err != nil && failed != nil && !errdefs.IsNotFound(failed) {
@@ -279,6 +281,16 @@ func (r *remote) remove(ctx context.Context, keys []pendingKey) (removed int, er
 		}
 	}
 	return removed, errors.Join(err, r.forget(ctx, gone, named))
+}
+
+// prolong starts all doubts anew: a snapshotter that does not answer may do what
+// it was asked once it does again.
+func (r *remote) prolong() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for key := range r.doubtful {
+		r.doubtful[key] = time.Now().Add(r.doubt)
+	}
 }
 
 // inDoubt tells whether a key that is not there may still come.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	apievents "github.com/berthd/berth/api/events"
+	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/internal/names"
@@ -283,6 +285,7 @@ func (s *Snapshots) remoteCommit(ctx context.Context, key, parent string, active
 	if err := r.expect(ctx, s.scope.Namespace, row.Remote); err != nil {
 		return err
 	}
+	s.flushRemote(ctx, active)
 	if err := s.backend().Commit(ctx, row.Remote, active.Remote, base, passedOn(row.Labels)); err != nil {
 		r.doubtAbout(row.Remote)
 		return s.explain(fmt.Errorf("commit snapshot %q: %w", short(key), err), func(tree snapshots.Tree) error {
@@ -304,6 +307,27 @@ func (s *Snapshots) remoteCommit(ctx context.Context, key, parent string, active
 		}
 		return tx.unpend(s.driver.name, row.Remote)
 	})
+}
+
+// flushRemote has what was written into a snapshot be on disk before it is a
+// layer, as far as its directories are on this machine. How durable a layer is that
+// is kept elsewhere is the snapshotter's affair.
+func (s *Snapshots) flushRemote(ctx context.Context, active *snapshots.Row) {
+	mounts, err := s.backend().Mounts(ctx, active.Remote)
+	if err != nil {
+		return // the commit tells
+	}
+	for _, m := range mounts {
+		dir := m.Source
+		for _, option := range m.Options {
+			if upper, ok := strings.CutPrefix(option, "upperdir="); ok {
+				dir = upper
+			}
+		}
+		if err := durable.SyncFS("metadata.remote", dir); err != nil {
+			s.db.log.Debug("layer of a remote snapshotter not flushed from here", slog.String("snapshotter", s.driver.name), slog.Any("error", err))
+		}
+	}
 }
 
 // recordCommit gives a layer its name in the rows.

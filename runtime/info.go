@@ -61,8 +61,8 @@ func (t *Tasks) callInfo(ctx context.Context, binary string, options *anypb.Any)
 }
 
 // askOnce has a foreign shim asked what it can do, the first time that its runtime
-// name is used. What it says changes nothing here, as every mount is left to the
-// shim; it is for those who read the log. Nobody waits for it.
+// name is used. What it says is for those who read the log; which mounts it
+// makes is asked where it counts. Nobody waits for it.
 func (t *Tasks) askOnce(k *task) {
 	v := k.view()
 	name, binary := v.intent.Runtime, v.intent.Binary

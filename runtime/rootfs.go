@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,7 +38,7 @@ func needsRootfs(mounts []record.Mount) bool {
 // activateRootfs mounts what the shim can't, and has it mount the rest. The intent
 // is there already, so that a crash leaves nothing that nobody knows of.
 func (t *Tasks) activateRootfs(ctx context.Context, k *task, p *plan) error {
-	if t.cfg.Rootfs == nil || !needsRootfs(p.intent.Rootfs) {
+	if t.cfg.Rootfs == nil || !needsRootfs(p.intent.Rootfs) || t.leftToShim(ctx, k, p) {
 		return nil
 	}
 	left, err := t.cfg.Rootfs.Activate(ctx, k.ns, k.id, p.request.GetRootfs())
@@ -52,6 +53,40 @@ func (t *Tasks) activateRootfs(ctx context.Context, k *task, p *plan) error {
 	}
 	p.request.Rootfs = left
 	return nil
+}
+
+// leftToShim tells whether a foreign shim makes by itself all mounts of a root file
+// system that need something. One that can't be asked makes none.
+func (t *Tasks) leftToShim(ctx context.Context, k *task, p *plan) bool {
+	if !p.intent.Foreign {
+		return false
+	}
+	info, err := t.callInfo(ctx, p.intent.Binary, p.request.GetOptions())
+	if err != nil {
+		t.cfg.Log.Info("shim does not tell which mounts it makes", "namespace", k.ns, "id", k.id, "runtime", p.intent.Runtime, "error", clip(err.Error()))
+		return false
+	}
+	return makesAll(info.GetAnnotations()[allowMounts], p.intent.Rootfs)
+}
+
+// makesAll tells whether a list of types, with commas, has all those of mounts
+// that need something. "format/*" stands for all with that prefix.
+func makesAll(list string, mounts []record.Mount) bool {
+	for _, m := range mounts {
+		if !needsRootfs([]record.Mount{m}) {
+			continue
+		}
+		made := false
+		for kind := range strings.SplitSeq(list, ",") {
+			kind = strings.TrimSpace(kind)
+			prefix, all := strings.CutSuffix(kind, "*")
+			made = made || kind == m.Type || all && strings.HasSuffix(prefix, "/") && strings.HasPrefix(m.Type, prefix)
+		}
+		if !made {
+			return false
+		}
+	}
+	return true
 }
 
 // deactivateRootfs takes away what was mounted for a task.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/berthd/berth/api/services/tasks/v1"
 	"github.com/berthd/berth/api/types"
+	"github.com/berthd/berth/runtime/record"
 )
 
 // fakeRootfs notes what is mounted for tasks.
@@ -108,5 +109,24 @@ func TestRootfs(t *testing.T) {
 	}
 	if got := d.listed(); got != "" {
 		t.Error(got)
+	}
+}
+
+func TestMakesAll(t *testing.T) {
+	for _, c := range []struct {
+		list, kinds string
+		want        bool
+	}{
+		{"", "bind,overlay", true}, {"", "bind,format/overlay", false}, {"format/overlay", "bind,format/overlay", true},
+		{"format/*", "format/mkdir/overlay", true}, {"loop, format/*", "loop,ext4,format/overlay", true}, {"format/*", "loop,format/overlay", false},
+		{"*", "format/overlay", false}, {"mkfs/*", "format/overlay", false},
+	} {
+		var mounts []record.Mount
+		for kind := range strings.SplitSeq(c.kinds, ",") {
+			mounts = append(mounts, record.Mount{Type: kind})
+		}
+		if got := makesAll(c.list, mounts); got != c.want {
+			t.Errorf("%q of %q: %v", c.list, c.kinds, got)
+		}
 	}
 }
