@@ -215,3 +215,34 @@ func TestTransferRegistryFields(t *testing.T) {
 		t.Errorf("log: %v", err)
 	}
 }
+
+// What of an image a client wants.
+func TestPullOptions(t *testing.T) {
+	own, other := &types.Platform{Os: "linux", Architecture: "amd64"}, &types.Platform{Os: "linux", Architecture: "arm64", Variant: "v8"}
+	for name, c := range map[string]struct {
+		to   *transfer.ImageStore
+		want string
+	}{
+		"all":             {&transfer.ImageStore{Name: "a"}, "[] all packed []"},
+		"one":             {&transfer.ImageStore{Name: "a", Platforms: []*types.Platform{own}}, "[linux/amd64] packed []"},
+		"several":         {&transfer.ImageStore{Name: "a", Platforms: []*types.Platform{own, other}, AllMetadata: true}, "[linux/amd64 linux/arm64/v8] documents packed []"},
+		"limited":         {&transfer.ImageStore{Name: "a", Platforms: []*types.Platform{own, other}, ManifestLimit: 1}, "[linux/amd64] packed []"},
+		"all but limited": {&transfer.ImageStore{Name: "a", ManifestLimit: 1}, "[] packed []"},
+		"unpacked": {&transfer.ImageStore{Name: "a", Platforms: []*types.Platform{own}, Unpacks: []*transfer.UnpackConfiguration{{Platform: own, Snapshotter: "native"}, {}}},
+			"[linux/amd64] [{native linux/amd64} { }]"},
+	} {
+		o, err := pullOptions(c.to)
+		got := fmt.Sprint(o.Platforms)
+		for _, is := range []struct {
+			so   bool
+			text string
+		}{{o.AllPlatforms, " all"}, {o.Documents, " documents"}, {o.NoUnpack, " packed"}} {
+			if is.so {
+				got += is.text
+			}
+		}
+		if got += " " + fmt.Sprint(o.Unpack); err != nil || o.Name != "a" || got != c.want {
+			t.Errorf("%s: %s, %v, want %s", name, got, err, c.want)
+		}
+	}
+}
