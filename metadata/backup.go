@@ -41,6 +41,8 @@ const (
 	// firstGeneration how long after the start.
 	generationPause = 10 * time.Minute
 	firstGeneration = time.Minute
+	// nextEnd ends the name of a copy that takes the place of Generation.
+	nextEnd = ".next"
 	// backupOp names the durable steps of a copy.
 	backupOp = "metadata.backup"
 )
@@ -223,11 +225,18 @@ func (db *DB) generation(ctx context.Context, last int) (int, error) {
 		return last, err
 	}
 	path := db.options.Path + Generation
+	// The new one is on disk before an old one goes.
+	if err := db.backupTo(ctx, path+nextEnd); err != nil {
+		return last, errors.Join(err, ignoreAbsent(os.Remove(path+nextEnd)))
+	}
 	err = durable.Rename(backupOp+".age", path, db.options.Path+OlderGeneration)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return last, err
 	}
-	return id, db.backupTo(ctx, path)
+	if err := durable.Rename(backupOp+".next", path+nextEnd, path); err != nil {
+		return last, err
+	}
+	return id, nil
 }
 
 // VerifyFile tells whether the file at path is a whole database that this

@@ -92,7 +92,7 @@ func TestGenerationTwoFates(t *testing.T) {
 	whole := func(w *world) bool {
 		return VerifyFile(w.options.Path+Generation) == nil || VerifyFile(w.options.Path+OlderGeneration) == nil
 	}
-	for _, step := range []string{".age.rename", ".age.syncdir", ".sync", ".rename", ".syncdir"} {
+	for _, step := range []string{".sync", ".rename", ".syncdir", ".age.rename", ".age.syncdir", ".next.rename", ".next.syncdir"} {
 		for _, fate := range []fault.Fate{fault.FailBefore, fault.FailAfter} {
 			t.Run(step+" "+string(fate), func(t *testing.T) {
 				w := newWorld(t)
