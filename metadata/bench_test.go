@@ -39,6 +39,10 @@ func BenchmarkContainers(b *testing.B) {
 			all, err := w.Containers(s).List(bg)
 			return len(all), err
 		},
+		"stored": func() (int, error) {
+			all, err := w.Containers(s).Stored(bg)
+			return len(all), err
+		},
 		"list one of 10000 by label": func() (int, error) {
 			all, err := w.Containers(s).List(bg, "labels.n==77")
 			return len(all) * 10000, err

@@ -22,6 +22,7 @@ const (
 	// Numbers of fields.
 	writeData            = 6
 	partOffset, partData = 1, 2
+	listedContainer      = 1
 
 	maxPartHeader    = 32            // bytes
 	firstWriteBuffer = 1<<20 + 4<<10 // what containerd's client sends at once, and the rest of the message
@@ -35,8 +36,11 @@ func newBulkCodec() bulkCodec { return bulkCodec{encoding.GetCodecV2(protocodec.
 
 // Marshal implements encoding.CodecV2.
 func (c bulkCodec) Marshal(v any) (mem.BufferSlice, error) {
-	if p, ok := v.(*part); ok {
-		return p.marshal(), nil
+	switch v := v.(type) {
+	case *part:
+		return v.marshal(), nil
+	case storedContainer:
+		return v.marshal(), nil
 	}
 	return c.CodecV2.Marshal(v)
 }
@@ -65,6 +69,15 @@ func (p *part) marshal() mem.BufferSlice {
 	header = protowire.AppendTag(header, partData, protowire.BytesType)
 	header = protowire.AppendVarint(header, uint64(len(*p.data)))
 	return mem.BufferSlice{mem.SliceBuffer(header), mem.NewBuffer(p.data, &partPool)}
+}
+
+// storedContainer is a containers.ListContainerMessage: the message that is
+// stored is the one that is sent.
+type storedContainer []byte
+
+func (c storedContainer) marshal() mem.BufferSlice {
+	header := protowire.AppendTag(make([]byte, 0, maxPartHeader), listedContainer, protowire.BytesType)
+	return mem.BufferSlice{mem.SliceBuffer(protowire.AppendVarint(header, uint64(len(c)))), mem.SliceBuffer(c)}
 }
 
 // partPool has buffers for parts.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"github.com/berthd/berth/api/services/containers/v1"
 	"github.com/berthd/berth/api/services/content/v1"
 )
 
@@ -71,5 +72,26 @@ func TestPart(t *testing.T) {
 			t.Errorf("%d bytes at %d, want %d at %d", len(got.Data), got.Offset, len(want.Data), want.Offset)
 		}
 		out.Free()
+	}
+}
+
+// TestStoredContainer: so is a container as it is stored.
+func TestStoredContainer(t *testing.T) {
+	for _, want := range []*containers.Container{{}, {Id: "c", Labels: map[string]string{"a": "b"}, Image: "i"}} {
+		stored, err := proto.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := newBulkCodec().Marshal(storedContainer(stored))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := &containers.ListContainerMessage{}
+		if err := proto.Unmarshal(out.Materialize(), got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got.GetContainer(), protocmp.Transform()); diff != "" {
+			t.Error(diff)
+		}
 	}
 }

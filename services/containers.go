@@ -38,12 +38,12 @@ func (s *containerService) List(ctx context.Context, r *containers.ListContainer
 
 func (s *containerService) ListStream(r *containers.ListContainersRequest, stream grpc.ServerStreamingServer[containers.ListContainerMessage]) error {
 	ctx := stream.Context()
-	list, err := s.db.Containers(anyScope(ctx)).List(ctx, r.GetFilters()...)
+	list, err := s.db.Containers(anyScope(ctx)).Stored(ctx, r.GetFilters()...)
 	if err != nil {
 		return err
 	}
 	for _, c := range list {
-		if err := stream.Send(&containers.ListContainerMessage{Container: c}); err != nil {
+		if err := stream.SendMsg(storedContainer(c)); err != nil {
 			return err
 		}
 	}
