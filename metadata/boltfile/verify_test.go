@@ -234,6 +234,50 @@ func TestFirstKeyDamaged(t *testing.T) {
 	}
 }
 
+// TestSalvage: of a whole file all rows are read, of a damaged one all but those
+// of the page that is damaged, and it is told which bucket that was.
+func TestSalvage(t *testing.T) {
+	whole := build(t, true)
+	count := func(data []byte) (n int, lost map[string]error) {
+		lost, err := Salvage(bytes.NewReader(data), int64(len(data)), func(bucket string, key, _ []byte) {
+			if bucket == "many" && bytes.HasPrefix(key, []byte("key ")) {
+				n++
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n, lost
+	}
+	all, lost := count(whole)
+	if all < 1000 || len(lost) > 0 {
+		t.Fatalf("%d rows, lost %v", all, lost)
+	}
+	damaged, nested := 0, 0
+	for at := 2 * 4096; at < len(whole); at += 4096 {
+		if order.Uint16(whole[at+8:]) != flagLeaf {
+			continue
+		}
+		data := bytes.Clone(whole)
+		clear(data[at : at+headerSize])
+		if verify(data) == nil {
+			continue // nothing reaches it
+		}
+		n, lost := count(data)
+		if n == all && len(lost) == 0 {
+			nested++ // of a bucket within a bucket, which is not read
+			continue
+		}
+		damaged++
+		if n < all-100 && lost[""] == nil || len(lost) != 1 {
+			t.Errorf("page %d: %d rows of %d, lost %v", at/4096, n, all, lost)
+		}
+	}
+	if damaged < 20 || nested > 2 {
+		t.Errorf("%d pages, %d of nested buckets", damaged, nested)
+	}
+}
+
 func TestCutOff(t *testing.T) {
 	whole := build(t, true)
 	for _, size := range []int{0, 1, 80, 4095, 4096, 8192, len(whole) / 3} {
@@ -251,5 +295,6 @@ func FuzzVerify(f *testing.F) {
 		data := bytes.Clone(whole)
 		copy(data[int(at)%len(data):], noise)
 		_ = verify(data)
+		_, _ = Salvage(bytes.NewReader(data), int64(len(data)), func(string, []byte, []byte) {})
 	})
 }
