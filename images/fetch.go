@@ -234,7 +234,10 @@ func (f *fetcher) fill(ctx context.Context, w *metadata.Writer, d ocispec.Descri
 	if got != d.Digest {
 		return fmt.Errorf("%s sent %s as %s: it is damaged there, or on the way: %w", f.from.Reference(), got, d.Digest, errdefs.ErrDataLoss)
 	}
-	err = w.Commit(ctx, d.Size, d.Digest, f.sourceLabel())
+	// It is all there: that something else was cut off is no reason to lose it.
+	last, cancel := undoContext(ctx)
+	defer cancel()
+	err = w.Commit(last, d.Size, d.Digest, f.sourceLabel())
 	if errdefs.IsAlreadyExists(err) {
 		err = f.addSource(ctx, d.Digest)
 	}
