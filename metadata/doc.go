@@ -20,7 +20,7 @@
 //	├── children     NS SNAPSHOTTER PARENT KEY    → (empty) index of snapshots
 //	├── sandboxes    NS ID                        → types.Sandbox
 //	├── mounts       NS NAME                      → rows.Activation
-//	└── pending      SNAPSHOTTER REMOTE-KEY       → NS    what may have to go from a remote snapshotter
+//	└── pending      SNAPSHOTTER REMOTE-KEY       → NS REMOTE-KEY: what may have to go, and what it is committed from
 //
 // # Order of writes
 //

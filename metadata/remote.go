@@ -106,13 +106,13 @@ func (r *remote) signal() {
 }
 
 // expect notes, before the snapshotter is asked for it, that a key may come
-// into being.
-func (r *remote) expect(ctx context.Context, ns, key string) error {
-	return r.db.Update(ctx, func(tx *Tx) error { return tx.pend(r.name, ns, key) })
+// into being, out of another one if from is not "".
+func (r *remote) expect(ctx context.Context, ns, key, from string) error {
+	return r.db.Update(ctx, func(tx *Tx) error { return tx.pend(r.name, ns, key, from) })
 }
 
-func (tx *Tx) pend(snapshotter, ns, key string) error {
-	if err := tx.put(pendingBucket, []byte(path(snapshotter, key)), []byte(ns)); err != nil {
+func (tx *Tx) pend(snapshotter, ns, key, from string) error {
+	if err := tx.put(pendingBucket, []byte(path(snapshotter, key)), []byte(path(ns, from))); err != nil {
 		return fmt.Errorf("snapshotter %q: key %q: %w", snapshotter, short(key), err)
 	}
 	return nil
@@ -163,14 +163,16 @@ func (r *remote) run() {
 	}
 }
 
-// pendingKey is an entry of pendingBucket.
-type pendingKey struct{ key, ns string }
+// pendingKey is an entry of pendingBucket. from is the key that it was committed
+// from, which is gone once this one is there.
+type pendingKey struct{ key, ns, from string }
 
 func (db *DB) pending(snapshotter string) (keys []pendingKey, err error) {
 	err = db.View(func(tx *Tx) error {
 		prefix := path(snapshotter, "")
-		for key, ns := range tx.scan(pendingBucket, prefix) {
-			keys = append(keys, pendingKey{string(key[len(prefix):]), string(ns)})
+		for key, value := range tx.scan(pendingBucket, prefix) {
+			ns, from, _ := cut(string(value))
+			keys = append(keys, pendingKey{string(key[len(prefix):]), ns, from})
 		}
 		return nil
 	})
@@ -254,7 +256,7 @@ func (r *remote) remove(ctx context.Context, keys []pendingKey) (removed int, er
 	if err != nil {
 		return 0, err
 	}
-	var gone []pendingKey
+	var gone, consumed []pendingKey
 	for _, k := range free {
 		if named[k.key] != nil {
 			continue
@@ -265,6 +267,7 @@ func (r *remote) remove(ctx context.Context, keys []pendingKey) (removed int, er
 		case failed == nil:
 			gone = append(gone, k)
 			removed++
+			consumed = append(consumed, k)
 		case errdefs.IsNotFound(failed):
 			if !doubtful {
 				gone = append(gone, k)
@@ -280,7 +283,7 @@ func (r *remote) remove(ctx context.Context, keys []pendingKey) (removed int, er
 			break
 		}
 	}
-	return removed, errors.Join(err, r.forget(ctx, gone, named))
+	return removed, errors.Join(err, r.forget(ctx, gone, named), r.drop(ctx, consumed))
 }
 
 // prolong starts all doubts anew: a snapshotter that does not answer may do what
@@ -357,6 +360,32 @@ func (r *remote) forget(ctx context.Context, gone []pendingKey, named map[string
 	}
 	for key := range named {
 		delete(r.doubtful, key)
+	}
+	return nil
+}
+
+// drop removes the rows of snapshots whose commit was cut off after the
+// snapshotter had done it: what they name is no more.
+func (r *remote) drop(ctx context.Context, consumed []pendingKey) error {
+	for _, k := range consumed {
+		if k.from == "" {
+			continue
+		}
+		parts := strings.SplitN(k.from, "/", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		err := r.db.Update(ctx, func(tx *Tx) error {
+			row, err := treeRows{tx, k.ns, r.name}.Get(parts[2])
+			if err != nil || row == nil || row.Remote != k.from {
+				return err
+			}
+			_, err = tx.removeSnapshot(k.ns, r.name, parts[2])
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

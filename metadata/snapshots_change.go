@@ -243,7 +243,7 @@ func (tx *Tx) removeSnapshot(ns, snapshotter, key string) (*snapshots.Row, error
 		return nil, err
 	}
 	if row.Remote != "" {
-		if err := tx.pend(snapshotter, ns, row.Remote); err != nil {
+		if err := tx.pend(snapshotter, ns, row.Remote, ""); err != nil {
 			return nil, err
 		}
 	}

@@ -157,7 +157,7 @@ func (s *Snapshots) remoteCreate(ctx context.Context, row snapshots.Row, parents
 	if err != nil {
 		return nil, err
 	}
-	if err := r.expect(ctx, s.scope.Namespace, row.Remote); err != nil {
+	if err := r.expect(ctx, s.scope.Namespace, row.Remote, ""); err != nil {
 		return nil, err
 	}
 	create := s.backend().Prepare
@@ -282,7 +282,7 @@ func (s *Snapshots) remoteCommit(ctx context.Context, key, parent string, active
 			return err
 		}
 	}
-	if err := r.expect(ctx, s.scope.Namespace, row.Remote); err != nil {
+	if err := r.expect(ctx, s.scope.Namespace, row.Remote, active.Remote); err != nil {
 		return err
 	}
 	s.flushRemote(ctx, active)

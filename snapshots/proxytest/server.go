@@ -45,6 +45,7 @@ type Server struct {
 	offered map[string]bool // layers that it has by itself
 	lies    map[string]bool // layers that it only says it has
 	held    chan struct{}   // not nil: calls hang until it is closed
+	only    string          // not "": other calls than those of this method don't hang
 	late    bool            // calls that hung do what they were asked when nobody waits any more
 	calls   []string
 	cleaned int
@@ -105,6 +106,13 @@ func (s *Server) Hang(late bool) {
 		s.held = make(chan struct{})
 	}
 	s.late = late
+}
+
+// Only has no other calls hang than those of a method.
+func (s *Server) Only(method string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.only = method
 }
 
 // Release ends what Hang began.
@@ -169,9 +177,9 @@ func (s *Server) enter(ctx context.Context, method, key string) (leave func(), e
 	md, _ := metadata.FromIncomingContext(ctx)
 	s.mu.Lock()
 	s.calls = append(s.calls, fmt.Sprint(method, " ", key, " ", md.Get("containerd-namespace")))
-	held, late := s.held, s.late
+	held, late, only := s.held, s.late, s.only
 	s.mu.Unlock()
-	if held != nil {
+	if held != nil && (only == "" || only == method) {
 		done := ctx.Done()
 		if late {
 			done = nil
