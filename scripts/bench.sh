@@ -20,7 +20,7 @@ done
 
 args=(-a bench/configs/berth.toml -set "berthd=$bin/berthd" -set "shim=$bin/berth-shim"
 	-work /var/tmp -limit -budgets bench/budgets.toml
-	-scenarios static,lifecycle,lifecycle-parallel,exec,shim,pod,many-execs,stdio,flushes,density,restart)
+	-scenarios static,lifecycle,lifecycle-parallel,exec,shim,pod,many-execs,stdio,flushes,density,restart,content,metadata,gc)
 if command -v containerd >/dev/null && command -v containerd-shim-runc-v2 >/dev/null; then
 	args+=(-b bench/configs/containerd.toml)
 else
