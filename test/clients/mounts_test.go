@@ -10,6 +10,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
@@ -41,6 +42,9 @@ func chain(t *testing.T, ctx context.Context, image containerd.Image) string {
 	return identity.ChainID(diffIDs).String()
 }
 
+// rooted keeps a snapshot that nothing refers to from collection.
+var rooted = snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "1"})
+
 // layered are mounts that only the daemon can make: an overlay whose directories
 // are made on the way, above what was mounted before.
 func layered(t *testing.T, below []mount.Mount, dir string) []mount.Mount {
@@ -56,7 +60,7 @@ func TestGoClientMounts(t *testing.T) {
 	d := start(t)
 	client, ctx := connect(t, d)
 	image := importImage(t, ctx, client)
-	below, err := client.SnapshotService("").View(ctx, "below", chain(t, ctx, image))
+	below, err := client.SnapshotService("").View(ctx, "below", chain(t, ctx, image), rooted)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +108,7 @@ func TestGoClientTaskMounts(t *testing.T) {
 	d := start(t)
 	client, ctx := connect(t, d)
 	image := importImage(t, ctx, client)
-	below, err := client.SnapshotService("").View(ctx, "below", chain(t, ctx, image))
+	below, err := client.SnapshotService("").View(ctx, "below", chain(t, ctx, image), rooted)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,21 +183,21 @@ func TestGoClientManyLayers(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	snapshots, parent := client.SnapshotService(""), chain(t, ctx, image)
+	store, parent := client.SnapshotService(""), chain(t, ctx, image)
 	const layers = 120
 	for i := range layers {
 		name := fmt.Sprintf("layer-%d", i)
-		if _, err := snapshots.Prepare(ctx, name+"-making", parent); err != nil {
+		if _, err := store.Prepare(ctx, name+"-making", parent); err != nil {
 			t.Fatal(err)
 		}
-		if err := snapshots.Commit(ctx, name, name+"-making"); err != nil {
+		if err := store.Commit(ctx, name, name+"-making"); err != nil {
 			t.Fatal(err)
 		}
 		parent = name
 	}
 	for key, make := range map[string]func() ([]mount.Mount, error){
-		"view": func() ([]mount.Mount, error) { return snapshots.View(ctx, "view", parent) },
-		"work": func() ([]mount.Mount, error) { return snapshots.Prepare(ctx, "work", parent) },
+		"view": func() ([]mount.Mount, error) { return store.View(ctx, "view", parent) },
+		"work": func() ([]mount.Mount, error) { return store.Prepare(ctx, "work", parent) },
 	} {
 		mounts, err := make()
 		if err != nil {
