@@ -101,7 +101,10 @@ func (c *checker) report(ns, name, text, repaired string, failed error) {
 
 // image looks at one image and repairs it if that is wanted.
 func (c *checker) image(ctx context.Context, ns string, row *imagesapi.Image) error {
-	st, err := c.store.State(ctx, ns, row)
+	st, err := c.store.Look(ctx, ns, row.Name)
+	if errdefs.IsNotFound(err) {
+		return nil // removed meanwhile
+	}
 	if err != nil {
 		return err
 	}

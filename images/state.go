@@ -48,6 +48,30 @@ type Variant struct {
 	has    []digest.Digest
 }
 
+// lookTries bounds how often an image is looked at that others change meanwhile.
+const lookTries = 5
+
+// Look tells how much of the image of that name is there, while others may remove
+// it or have its name point elsewhere. NotFound: there is none, or no more.
+func (s *Store) Look(ctx context.Context, ns, name string) (State, error) {
+	rows := s.DB.Images(metadata.Scope{Namespace: ns})
+	row, err := rows.Get(ctx, name)
+	for range lookTries {
+		if err != nil {
+			return State{}, err
+		}
+		st, failed := s.State(ctx, ns, row)
+		if failed == nil && st.Problem == "" {
+			return st, nil
+		}
+		before := row.GetTarget().GetDigest()
+		if row, err = rows.Get(ctx, name); err == nil && row.GetTarget().GetDigest() == before {
+			return st, failed
+		}
+	}
+	return State{}, fmt.Errorf("image %q changes all the time: %w", name, errdefs.ErrUnavailable)
+}
+
 // State tells how much of an image is there. What a client did not fetch, as the
 // variants for other platforms, is no problem.
 func (s *Store) State(ctx context.Context, ns string, row *imagesapi.Image) (State, error) {

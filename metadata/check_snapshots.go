@@ -5,6 +5,7 @@ import (
 	"context"
 	"iter"
 	"slices"
+	"time"
 
 	"github.com/berthd/berth/snapshots"
 )
@@ -104,7 +105,7 @@ func (c *check) directories() error {
 		}
 	}
 	for name, d := range c.db.drivers {
-		orphans, err := c.db.orphanDirectories(c.ctx, d)
+		orphans, err := c.orphans(d)
 		if err != nil {
 			return err
 		}
@@ -113,6 +114,27 @@ func (c *check) directories() error {
 		}
 	}
 	return nil
+}
+
+// orphanPause is between the two looks that make an orphan: who removes a row
+// says a moment later that the directory goes.
+const orphanPause = 100 * time.Millisecond
+
+// orphans lists directories that have no row, and that nobody is about to remove.
+func (c *check) orphans(d *driver) ([]snapshots.ID, error) {
+	first, err := c.db.orphanDirectories(c.ctx, d)
+	if err != nil || len(first) == 0 {
+		return nil, err
+	}
+	timer := time.NewTimer(orphanPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.ctx.Done():
+		return nil, c.ctx.Err()
+	}
+	second, err := c.db.orphanDirectories(c.ctx, d)
+	return slices.DeleteFunc(second, func(id snapshots.ID) bool { return !slices.Contains(first, id) }), err
 }
 
 // intact tells what is missing of a directory, as far as the driver can tell.

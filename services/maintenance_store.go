@@ -212,7 +212,10 @@ func (s *maintenanceService) CheckImages(r *maintenance.CheckImagesRequest, stre
 			if len(r.GetNames()) > 0 && !slices.Contains(r.GetNames(), row.GetName()) {
 				continue
 			}
-			state, err := s.images.State(ctx, ns.Name, row)
+			state, err := s.images.Look(ctx, ns.Name, row.GetName())
+			if errdefs.IsNotFound(err) {
+				continue // removed meanwhile
+			}
 			if err != nil {
 				return err
 			}
