@@ -131,6 +131,8 @@ func (a *app) hints(ran *cobra.Command, err error) []string {
 	switch {
 	case errdefs.IsUnavailable(err):
 		return []string{unavailableHint(err.Error())}
+	case errdefs.IsResourceExhausted(err) && strings.Contains(err.Error(), "no space left"):
+		return []string{"a disk of the daemon's machine is full: `berth df` tells what is on it, and `berth images rm`, `berth rm` and `berth prune` work on a full disk, too"}
 	case errdefs.IsNotImplemented(err) && strings.Contains(err.Error(), "unknown service berth."):
 		return []string{fmt.Sprintf("what listens at %s is not berthd, or an older one; `berth version` tells", a.address)}
 	case strings.Contains(err.Error(), "setting rlimit type"), strings.Contains(err.Error(), "setrlimit"): // runc's words, and crun's

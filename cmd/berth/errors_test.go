@@ -26,6 +26,10 @@ func TestHintFitsWhatIsAway(t *testing.T) {
 			t.Errorf("%s: hint %q, want one with %q", name, got, test.want)
 		}
 	}
+	full := fmt.Errorf("write ingest \"r\": write /var/lib/berth/data: no space left on device: %w", errdefs.ErrResourceExhausted)
+	if got := (&app{}).hints(&cobra.Command{}, full); len(got) != 1 || !strings.Contains(got[0], "berth prune") {
+		t.Errorf("a full disk: hints %q", got)
+	}
 	limit := errors.New("runc create: exit status 1: error setting rlimits for ready process: error setting rlimit type 7: operation not permitted")
 	if got := (&app{}).hints(&cobra.Command{}, limit); len(got) != 1 || !strings.Contains(got[0], "ask for less with --ulimit") {
 		t.Errorf("a limit that is too high: hints %q", got)
