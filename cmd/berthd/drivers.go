@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -60,6 +61,11 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 			err = errors.Join(err, all.Close())
 		}
 	}()
+	// Both probes wait for the disk, so they do it together.
+	images := driver{name: erofsName, root: filepath.Join(cfg.Root, erofsDir)}
+	var probing sync.WaitGroup
+	probing.Go(func() { images.err = probeErofs(cfg.State, images.root) })
+	defer probing.Wait()
 	over := driver{name: overlayName, root: filepath.Join(cfg.Root, overlayDir)}
 	found, probed := probeOnce(cfg.State, over.root)
 	if over.err = probed; over.err == nil {
@@ -81,8 +87,7 @@ func openDrivers(cfg config.Config, log *slog.Logger) (_ drivers, err error) {
 		return nil, fmt.Errorf("snapshotter %s: %w", plain.name, err)
 	}
 	all = append(all, plain)
-	images := driver{name: erofsName, root: filepath.Join(cfg.Root, erofsDir)}
-	if images.err = probeErofs(cfg.State, images.root); images.err == nil {
+	if probing.Wait(); images.err == nil {
 		if images.Driver, err = erofs.Open(images.root, overlay.HostOptions()); err != nil {
 			return nil, fmt.Errorf("snapshotter %s: %w", images.name, err)
 		}
