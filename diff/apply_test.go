@@ -308,3 +308,15 @@ func TestMemory(t *testing.T) {
 		t.Errorf("allocated %d bytes", used)
 	}
 }
+
+// TestCutReader: a reader that ends too early by its own account is no short tar.
+func TestCutReader(t *testing.T) {
+	data := make([]byte, 2000) // a tar's end, and some of what follows it
+	for _, cut := range []error{io.ErrUnexpectedEOF, errors.New("the line is cut")} {
+		r := io.MultiReader(bytes.NewReader(data), iotest.ErrReader(cut))
+		_, err := Apply(t.Context(), r, ociLayer, []mount.Mount{{Type: "bind", Source: t.TempDir(), Options: []string{"rw", "rbind"}}}, Options{})
+		if !errors.Is(err, cut) || errdefs.IsInvalidArgument(err) {
+			t.Errorf("%v ends as %v", cut, err)
+		}
+	}
+}

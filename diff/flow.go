@@ -66,10 +66,7 @@ func (f *flow) pump(ctx context.Context, r io.Reader, limit int64) {
 			f.failed = context.Cause(ctx)
 			return
 		}
-		n, err := io.ReadFull(r, c.space[:])
-		if err == io.ErrUnexpectedEOF {
-			err = io.EOF
-		}
+		n, err := readFull(r, c.space[:])
 		if f.size += int64(n); f.size > limit {
 			f.failed = fmt.Errorf("uncompressed it has more than %d bytes: %w", limit, errdefs.ErrResourceExhausted)
 			return
@@ -83,6 +80,17 @@ func (f *flow) pump(ctx context.Context, r io.Reader, limit int64) {
 		}
 		f.failed = err
 	}
+}
+
+// readFull reads until p is full or r ends. Unlike io.ReadFull it tells an end that r
+// calls unexpected from one that merely comes before p is full.
+func readFull(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		m, err = r.Read(p[n:])
+		n += m
+	}
+	return n, err
 }
 
 func (f *flow) hash() {

@@ -93,22 +93,29 @@ func (f *follower) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	from, there, err := f.await()
-	if err != nil {
-		return 0, err
+	for {
+		from, there, err := f.await()
+		if err != nil {
+			return 0, err
+		}
+		want := p
+		if f.stored == nil && int64(len(want)) > there-f.at {
+			want = want[:there-f.at]
+		}
+		n, err := from.ReadAt(want, f.at)
+		f.at += int64(n)
+		if n > 0 {
+			return n, nil // an error comes again
+		}
+		if f.stored != nil || !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		// The bytes were dropped, as their flush failed: the fetch says why, or has
+		// them again.
+		if err := f.a.wait(f.ctx); err != nil {
+			return 0, err
+		}
 	}
-	if f.stored == nil && int64(len(p)) > there-f.at {
-		p = p[:there-f.at]
-	}
-	n, err := from.ReadAt(p, f.at)
-	f.at += int64(n)
-	if n > 0 {
-		return n, nil // an error comes again
-	}
-	if f.stored == nil && errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return 0, err
 }
 
 // await waits for a byte after those that were read, or the end, and gives what has

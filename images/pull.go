@@ -2,6 +2,7 @@ package images
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -73,13 +74,15 @@ func (s *Store) pulling(ctx context.Context, scope metadata.Scope, name string, 
 	if len(labels.Pull)+len(name) > labels.MaxSize {
 		mark[labels.Pull] = "true"
 	}
-	lease, err := leases.Create(ctx, "", mark)
+	// Before it is there, so that a pull of the same name that ends leaves it alone.
+	id := "pull-" + rand.Text()
+	s.pulls.add(id)
+	defer s.pulls.drop(id)
+	lease, err := leases.Create(ctx, id, mark)
 	if err != nil {
 		return err
 	}
 	scope.Lease = lease.Id
-	s.pulls.add(lease.Id)
-	defer s.pulls.drop(lease.Id)
 	err = do(scope)
 	if err != nil && keepable(err) {
 		return err

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/berthd/berth/content"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/internal/testregistry"
@@ -454,3 +455,44 @@ func (b blocking) Read([]byte) (int, error) {
 	<-b.ctx.Done()
 	return 0, b.ctx.Err()
 }
+
+// TestFollowerOfDroppedBytes: bytes that are dropped while they are read, as a flush
+// of them has failed, are no end: the fetch has the word.
+func TestFollowerOfDroppedBytes(t *testing.T) {
+	lost := errors.New("the disk is bad")
+	for name, end := range map[string]func(a *arrival){
+		"failed": func(a *arrival) { a.end(nil, lost) },
+		"again":  func(a *arrival) { a.end(func() (content.Reader, error) { return held("whole again"), nil }, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newArrival()
+			a.begin(held("whol"))
+			a.reach(8) // of which four are gone
+			f := a.follow(t.Context())
+			read := make(chan error)
+			var got []byte
+			go func() {
+				var err error
+				got, err = io.ReadAll(f)
+				read <- err
+			}()
+			end(a)
+			err := <-read
+			if name == "failed" && !errors.Is(err, lost) || name == "again" && (err != nil || string(got) != "whole again") {
+				t.Errorf("%q, %v", got, err)
+			}
+			if err := errors.Join(f.Close(), a.close()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// held is a reader of a text.
+type held string
+
+func (h held) ReadAt(p []byte, off int64) (int, error) {
+	return strings.NewReader(string(h)).ReadAt(p, off)
+}
+func (h held) Size() int64  { return int64(len(h)) }
+func (h held) Close() error { return nil }
