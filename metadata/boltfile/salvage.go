@@ -24,9 +24,11 @@ func Salvage(r io.ReaderAt, size int64, visit func(bucket string, key, value []b
 	f.used[0], f.used[1] = true, true
 	s := &salvage{file: f, lost: map[string]error{}}
 	s.tree("", f.root, 0, func(flags uint32, name, value []byte) {
-		if flags == flagBucket {
-			s.bucket(string(name), value, visit)
+		if flags != flagBucket {
+			s.miss("", fmt.Errorf("%q has flags %#x in place of a bucket's", name, flags))
+			return
 		}
+		s.bucket(string(name), value, visit)
 	})
 	return s.lost, nil
 }
@@ -47,8 +49,12 @@ func (s *salvage) miss(bucket string, err error) {
 // bucket visits the rows of a bucket whose header is value.
 func (s *salvage) bucket(name string, value []byte, visit func(bucket string, key, value []byte)) {
 	rows := func(flags uint32, key, value []byte) {
-		if flags == 0 {
+		switch flags {
+		case 0:
 			visit(name, key, value)
+		case flagBucket: // within a bucket: not read
+		default:
+			s.miss(name, fmt.Errorf("a row has flags %#x", flags))
 		}
 	}
 	if len(value) < bucketSize {

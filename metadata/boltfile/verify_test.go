@@ -298,3 +298,28 @@ func FuzzVerify(f *testing.F) {
 		_, _ = Salvage(bytes.NewReader(data), int64(len(data)), func(string, []byte, []byte) {})
 	})
 }
+
+// TestSalvageFlags: a row whose flags are damaged is one that is lost, and said to be.
+func TestSalvageFlags(t *testing.T) {
+	whole := build(t, true)
+	found := false
+	for at := 2 * 4096; at < len(whole); at += 4096 {
+		if order.Uint16(whole[at+8:]) != flagLeaf || order.Uint16(whole[at+10:]) < 3 {
+			continue
+		}
+		data := bytes.Clone(whole)
+		order.PutUint32(data[at+headerSize+2*elementSize:], 0x170000)
+		if verify(data) == nil {
+			continue // nothing reaches it
+		}
+		found = true
+		n := 0
+		lost, err := Salvage(bytes.NewReader(data), int64(len(data)), func(string, []byte, []byte) { n++ })
+		if err != nil || len(lost) == 0 {
+			t.Errorf("page %d: %d rows, lost %v, %v", at/4096, n, lost, err)
+		}
+	}
+	if !found {
+		t.Error("no page was damaged")
+	}
+}
