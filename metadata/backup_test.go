@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -211,6 +212,17 @@ func (w *world) rebuild(t *testing.T) Rebuilt {
 	return out
 }
 
+// told repairs, and wants each problem to be repaired or the reason said why it can't
+// be: noise within a row may make it another one.
+func (w *world) told(t *testing.T) {
+	t.Helper()
+	for p := range w.Check(bg, CheckOptions{Repair: &Repair{Layer: w.anew}}) {
+		if p.Repaired == "" && p.Failed == "" {
+			t.Errorf("neither repaired nor given up: %v", p)
+		}
+	}
+}
+
 // TestTornDatabase damages the file in many places: opening it never panics, a
 // refusal names file and way out, and a rebuild brings back every row with the
 // copy that is kept beside it.
@@ -251,13 +263,13 @@ func TestTornDatabase(t *testing.T) {
 		}
 	}
 	torn := 0
-	for name, do := range damage {
+	for _, name := range slices.Sorted(maps.Keys(damage)) { // the same damage each time
+		do := damage[name]
 		w.must(os.WriteFile(w.options.Path, do(bytes.Clone(good)), 0o600))
 		db, err := Open(bg, w.options)
 		if err == nil { // a page that nothing reaches, or within a value: rows tell
 			w.DB = db
-			w.repair(Repair{Layer: w.anew})
-			w.mustBeClean()
+			w.told(t)
 			w.must(w.DB.Close())
 			continue
 		}
@@ -266,7 +278,16 @@ func TestTornDatabase(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		w.must(w.disk.Close())
-		out := w.rebuild(t)
+		out, err := Rebuild(w.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.open()
+		w.told(t)
+		if _, _, err := w.Adopt(bg, "saved"); err != nil {
+			t.Fatal(err)
+		}
+		w.told(t)
 		got := w.names()
 		if got != want && strings.ReplaceAll(want, " ns0/newer", "") != got {
 			t.Errorf("%s: %+v\nhas %s\nof %s", name, out, got, want)

@@ -134,9 +134,16 @@ func (r *Rebuilt) salvage(db *DB, path string) error {
 		return db.bolt.Update(func(tx *bolt.Tx) error {
 			var failed error
 			unsound := map[string]error{}
+			// A bucket that is none of ours is one of ours whose name is damaged; which
+			// one is not known.
+			known := func(bucket string) bool { return tx.Bucket([]byte(bucket)) != nil }
+			strange := ""
 			lost, err := boltfile.Salvage(f, info.Size(), func(bucket string, key, value []byte) {
-				b := tx.Bucket([]byte(bucket))
-				if failed != nil || b == nil || bucket == schemaBucket {
+				if !known(bucket) {
+					strange = bucket
+					return
+				}
+				if failed != nil || bucket == schemaBucket {
 					return
 				}
 				if err := sound(bucket, string(key), value); err != nil {
@@ -144,11 +151,19 @@ func (r *Rebuilt) salvage(db *DB, path string) error {
 					return
 				}
 				r.Rows++
-				failed = b.Put(key, value)
+				failed = tx.Bucket([]byte(bucket)).Put(key, value)
 			})
 			if err != nil {
 				r.Missing = map[string]error{"": err}
 				return nil // nothing can be read
+			}
+			for bucket := range lost {
+				if bucket != "" && !known(bucket) {
+					strange = bucket
+				}
+			}
+			if strange != "" && lost[""] == nil {
+				lost[""] = fmt.Errorf("there is a bucket %q, which has no meaning", strange)
 			}
 			r.Missing = lost
 			for bucket, err := range unsound {
