@@ -82,6 +82,7 @@ func TestMappedBindOfOwn(t *testing.T) {
 func TestMappedOverlay(t *testing.T) {
 	leak.Check(t)
 	base, target := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", t.TempDir()) // other tests mount in the common one
 	path := func(name string) string { return filepath.Join(base, name) }
 	for _, name := range []string{"one", "two", "odd:name", "upper", "work"} {
 		if err := os.Mkdir(path(name), 0o755); err != nil {
