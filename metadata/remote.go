@@ -269,6 +269,15 @@ func (r *remote) remove(ctx context.Context, keys []pendingKey) (removed int, er
 			removed++
 			consumed = append(consumed, k)
 		case errdefs.IsNotFound(failed):
+			var done bool
+			if done, failed = r.wasCommitted(ctx, k); failed != nil {
+				err = errors.Join(err, failed)
+				break
+			}
+			// One that was committed was removed since, by a daemon that then died.
+			if done {
+				consumed = append(consumed, k)
+			}
 			if !doubtful {
 				gone = append(gone, k)
 			}
@@ -283,7 +292,24 @@ func (r *remote) remove(ctx context.Context, keys []pendingKey) (removed int, er
 			break
 		}
 	}
-	return removed, errors.Join(err, r.forget(ctx, gone, named), r.drop(ctx, consumed))
+	// The rows go first: what is on the list no more is never looked at again.
+	if dropped := r.drop(ctx, consumed); dropped != nil {
+		return removed, errors.Join(err, dropped)
+	}
+	return removed, errors.Join(err, r.forget(ctx, gone, named))
+}
+
+// wasCommitted tells whether the commit that was to make a key, which is not
+// there, was done all the same: what it was to be made from is gone too.
+func (r *remote) wasCommitted(ctx context.Context, k pendingKey) (bool, error) {
+	if k.from == "" {
+		return false, nil
+	}
+	_, err := r.In(k.ns).Stat(ctx, k.from)
+	if errdefs.IsNotFound(err) {
+		return true, nil
+	}
+	return false, err
 }
 
 // prolong starts all doubts anew: a snapshotter that does not answer may do what
@@ -386,6 +412,7 @@ func (r *remote) drop(ctx context.Context, consumed []pendingKey) error {
 		if err != nil {
 			return err
 		}
+		r.signal() // its key is on the list now
 	}
 	return nil
 }

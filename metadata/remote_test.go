@@ -90,11 +90,26 @@ func farContainer(id, key string) *containers.Container {
 	return c
 }
 
-func (f *farWorld) nothingPending() bool {
+func (f *farWorld) pendingKeys() []pendingKey {
 	keys, err := f.world.pending("far")
 	f.must(err)
-	return len(keys) == 0
+	return keys
 }
+
+// rowKeys are the keys that rows of farNS have at the program, by name.
+func (f *farWorld) rowKeys() map[string]string {
+	keys := map[string]string{}
+	f.must(f.world.View(func(tx *Tx) error {
+		for row, err := range snapshotTable.All(tx, farNS.Namespace, path("far", "")) {
+			f.must(err)
+			keys[row.GetInfo().GetName()] = row.GetRemote()
+		}
+		return nil
+	}))
+	return keys
+}
+
+func (f *farWorld) nothingPending() bool { return len(f.pendingKeys()) == 0 }
 
 func TestRemoteLife(t *testing.T) {
 	f := newFarWorld(t, 10*time.Second)
@@ -348,6 +363,25 @@ func TestRemoteRestart(t *testing.T) {
 		t.Errorf("keys: %q", keys)
 	}
 	f.must(second(f.Stat(bg, "b")))
+}
+
+// TestRemoteRemovedUnderARow: a daemon that died between the removal of a commit
+// that was cut off and that of the row which it had consumed leaves no such row.
+func TestRemoteRemovedUnderARow(t *testing.T) {
+	f := newFarWorld(t, 10*time.Second)
+	f.must(second(f.Prepare(bg, "making", "", nil)), second(f.Prepare(bg, "stays", "", nil)))
+	f.server.Die()
+	keys := f.rowKeys()
+	r := f.remotes["far"].remote
+	f.must(r.expect(bg, "ns", "ns/1/committed", keys["making"]), r.expect(bg, "ns", "ns/2/not committed", keys["stays"]))
+	f.server.Lose(keys["making"])
+	f.reopened()
+	f.server.Revive()
+	f.remotes["far"].remote.signal()
+	// What may yet come, for all that this daemon knows, stays on the list.
+	f.soon("the row is gone", func() bool { return f.rowKeys()["making"] == "" && len(f.pendingKeys()) == 2 })
+	f.must(second(f.Stat(bg, "stays")))
+	f.mustBeClean()
 }
 
 // TestRemoteCheck tells what the program has lost.
