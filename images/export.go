@@ -213,7 +213,8 @@ func nameTag(name string) string {
 	return ""
 }
 
-// foreign tells whether a layer is one that must not be passed on.
+// foreign tells whether a layer is one that must not be passed on, and need not be in
+// a store: licences keep it where it is.
 func foreign(mediaType string) bool {
 	return strings.HasPrefix(mediaType, foreignLayer) || strings.HasPrefix(mediaType, dockerForeignLayer)
 }

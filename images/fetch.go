@@ -128,7 +128,14 @@ func (f *fetcher) put(ctx context.Context, d ocispec.Descriptor, body []byte) er
 
 // blob fetches a blob. What comes can be read from a meanwhile; nil: nobody does.
 func (f *fetcher) blob(ctx context.Context, d ocispec.Descriptor, a *arrival) error {
-	return f.once(ctx, d, a, func(offset int64) (io.ReadCloser, error) { return f.from.Blob(ctx, d, offset) })
+	return f.once(ctx, d, a, func(offset int64) (io.ReadCloser, error) {
+		body, err := f.from.Blob(ctx, d, offset)
+		if errdefs.IsNotFound(err) && len(d.URLs) > 0 {
+			// An image must not send the daemon wherever it likes.
+			err = fmt.Errorf("%w; it is said to be at %.200q, where it is not looked for: push the image together with this layer", err, d.URLs)
+		}
+		return body, err
+	})
 }
 
 // once fetches a blob, unless it is there or another fetch of it is under way, which

@@ -177,7 +177,7 @@ func (l *looker) manifest(ctx context.Context, d ocispec.Descriptor, whole bool)
 		case there:
 			v.Size += part.Size
 			v.has = append(v.has, part.Digest)
-		case i == 0 || !mayBeElsewhere(part):
+		case i == 0 || !foreign(part.MediaType):
 			v.Missing = append(v.Missing, part)
 		}
 		if i == 0 && there && KindOf(part.MediaType) == Config {
@@ -192,12 +192,6 @@ func (l *looker) manifest(ctx context.Context, d ocispec.Descriptor, whole bool)
 	}
 	l.state.Variants = append(l.state.Variants, v)
 	return nil
-}
-
-// mayBeElsewhere tells whether a layer need not be in a store: licences keep it
-// where it is.
-func mayBeElsewhere(d ocispec.Descriptor) bool {
-	return strings.Contains(d.MediaType, "nondistributable") || strings.Contains(d.MediaType, ".foreign.")
 }
 
 // config reads what the config says of the platform and of the layers, and looks
