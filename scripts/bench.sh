@@ -12,7 +12,8 @@ cd "$(dirname "$0")/.."
 bin=$PWD/bin
 
 [ "$(id -u)" = 0 ] || { echo "bench: needs root" >&2; exit 1; }
-scripts/deps.sh run
+scripts/deps.sh run bench
+PATH=$PATH:$PWD/.tools/debian/usr/bin
 for program in berthd berth-shim; do
 	[ -x "$bin/$program" ] || { echo "bench: $bin/$program is missing: make build" >&2; exit 1; }
 done
@@ -20,7 +21,7 @@ done
 
 args=(-a bench/configs/berth.toml -set "berthd=$bin/berthd" -set "shim=$bin/berth-shim"
 	-work /var/tmp -limit -budgets bench/budgets.toml
-	-scenarios static,lifecycle,lifecycle-parallel,exec,shim,pod,many-execs,stdio,flushes,density,restart,content,metadata,gc)
+	-scenarios static,lifecycle,lifecycle-parallel,exec,shim,pod,many-execs,stdio,flushes,density,restart,content,metadata,gc,pull)
 if command -v containerd >/dev/null && command -v containerd-shim-runc-v2 >/dev/null; then
 	args+=(-b bench/configs/containerd.toml)
 else

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing on a Debian machine: "run" is what berth needs to run
 # containers and show itself, "test" is what the tests need beyond that, "vm" what
-# the tests in a virtual machine need, "clients" what takes long to build for tests of
-# other clients.
+# the tests in a virtual machine need, "bench" what the benchmark needs beyond "run",
+# "clients" what takes long to build for tests of other clients.
 # Says what it does; does nothing when all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -94,6 +94,10 @@ debian_docker() {
 	rm -rf "$from"
 }
 
+bench() {
+	debian_registry
+}
+
 tests() {
 	have gcc || apt gcc libc6-dev
 	have crun || apt crun
@@ -162,6 +166,7 @@ for set in "$@"; do
 	case $set in
 	run) run ;;
 	test) tests ;;
+	bench) bench ;;
 	vm) vm ;;
 	clients) clients ;;
 	*) echo "deps: unknown set $set" >&2; exit 2 ;;

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/berthd/berth/bench/internal/ociimage"
+	"github.com/berthd/berth/bench/internal/procfs"
+	"github.com/berthd/berth/bench/internal/report"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -82,6 +84,9 @@ func (e *Env) Close() {
 func (r *Run) pullOnce(ctx context.Context, c ociimage.Compression, verify bool) error {
 	img := r.large[c]
 	ref := r.registry.ref(pullRepo, string(c))
+	if err := procfs.ForgetPeak(r.D.Pid()); err != nil {
+		return err
+	}
 	begin := time.Now()
 	err := r.transfer(ctx, ref)
 	if errdefs.IsNotImplemented(err) {
@@ -95,6 +100,11 @@ func (r *Run) pullOnce(ctx context.Context, c ociimage.Compression, verify bool)
 	took := time.Since(begin)
 	r.seconds(string(c)+" pull+unpack", took)
 	r.addMBs(string(c)+" pull+unpack rate", img.TarBytes, took)
+	peak, err := procfs.Peak(r.D.Pid())
+	if err != nil {
+		return err
+	}
+	r.add("daemon Rss at most", "KiB", report.Lower, float64(peak))
 	if verify {
 		if err := r.verifyRootfs(ctx, img); err != nil {
 			return err
