@@ -240,12 +240,15 @@ func TestHangingRuntime(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) && status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("create: %v", err)
 	}
-	for { // the shim's own answer comes after the client's patience
+	// The shim's own answer comes after the client's patience.
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		_, err := f.task.State(f.ctx(), &task.StateRequest{Id: f.id})
 		if status.Code(err) == codes.NotFound {
 			break
 		}
-		time.Sleep(10 * time.Millisecond)
+		if time.Now().After(end) {
+			t.Fatalf("the task is still there: %v", err)
+		}
 	}
 	f.checkClean()
 	if children := f.children(); len(children) != 0 {

@@ -59,27 +59,10 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	}
 
 	// Truth: what runs.
-	shim, err := shimBinary(cfg.Shim)
+	tasks, err := p.openTasks(st)
 	if err != nil {
 		return nil, err
 	}
-	// What ran below a shim that has died comes to the daemon, which then can
-	// wait for it.
-	if err := sys.SetSubreaper(); err != nil {
-		return nil, err
-	}
-	tasks, err := runtime.Open(runtime.Config{
-		Root: cfg.Root, State: cfg.State, Address: cfg.GRPC.Address, TTRPCAddress: cfg.TTRPCAddress(),
-		Shim: shim, GRPC: newGRPCShim, Publish: st.publish, Forward: st.journal.Forward, Rootfs: services.TaskMounts{DB: st.db}, Reap: true, Log: log,
-		Deadlines: runtime.Deadlines{
-			Create: cfg.Deadlines.Create.Duration, Start: cfg.Deadlines.Start.Duration, Delete: cfg.Deadlines.Delete.Duration,
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	p.opened(tasks)
-	p.settle = tasks.Settle
 	metrics, err := p.endpoints(tasks)
 	if err != nil {
 		return nil, err
@@ -175,4 +158,29 @@ func (p *parts) openStores(ctx context.Context) (_ stores, err error) {
 		p.log.Warn("logs of containers that are gone stay", "error", err)
 	}
 	return s, nil
+}
+
+// openTasks opens what runs.
+func (p *parts) openTasks(st stores) (*runtime.Tasks, error) {
+	shim, err := shimBinary(p.cfg.Shim)
+	if err != nil {
+		return nil, err
+	}
+	// What ran below a shim that has died comes to the daemon, which then can
+	// wait for it.
+	if err := sys.SetSubreaper(); err != nil {
+		return nil, err
+	}
+	limits := p.cfg.Deadlines
+	tasks, err := runtime.Open(runtime.Config{
+		Root: p.cfg.Root, State: p.cfg.State, Address: p.cfg.GRPC.Address, TTRPCAddress: p.cfg.TTRPCAddress(),
+		Shim: shim, GRPC: newGRPCShim, Publish: st.publish, Forward: st.journal.Forward, Rootfs: services.TaskMounts{DB: st.db}, Reap: true, Log: p.log,
+		Deadlines: runtime.Deadlines{Create: limits.Create.Duration, Start: limits.Start.Duration, Delete: limits.Delete.Duration},
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.opened(tasks)
+	p.settle = tasks.Settle
+	return tasks, nil
 }

@@ -245,10 +245,16 @@ func TestDockerd(t *testing.T) {
 
 	// What ends while berthd is away is known afterwards.
 	k.run("run", "-d", "--name", "late", "--network", "none", "busybox:1", "/bin/sh", "-c", "sleep 2; exit 5")
+	init := k.run("inspect", "-f", "{{.State.Pid}}", "late")
 	if err := d.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(3 * time.Second)
+	k.eventually("late ends by itself", func() error {
+		if _, err := os.Stat(filepath.Join("/proc", init)); err == nil {
+			return fmt.Errorf("process %s is there", init)
+		}
+		return nil
+	})
 	if err := d.Start(); err != nil {
 		t.Fatal(err)
 	}
