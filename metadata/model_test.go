@@ -3,8 +3,6 @@ package metadata
 import (
 	"errors"
 	"fmt"
-	"os"
-	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -12,7 +10,6 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/berthd/berth/internal/labels"
-	"github.com/berthd/berth/internal/leak"
 )
 
 // The model test: several workers, each in a namespace of its own, make, link,
@@ -224,63 +221,27 @@ func (m *worker) letGo() {
 }
 
 func TestModel(t *testing.T) {
-	leak.CheckProcess(t)
-	rapid.Check(t, func(rt *rapid.T) {
-		var plans [modelWorkers][]step
-		for i := range plans {
-			plans[i] = steps().Draw(rt, fmt.Sprint("worker ", i))
-		}
-		// In memory where that can be had: what is tried are orders, not disks.
-		dir, err := os.MkdirTemp("/dev/shm", "berth-model-")
-		if err != nil {
-			dir, err = os.MkdirTemp("", "berth-model-")
-		}
-		if err != nil {
-			rt.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
-		runModel(t, rt, dir, plans)
-	})
+	trials(t, modelWorkers, steps(), runModel)
 }
 
-func runModel(t *testing.T, rt *rapid.T, dir string, plans [modelWorkers][]step) {
-	var mu sync.Mutex
-	var failures []string
-	fail := func(format string, args ...any) {
-		mu.Lock()
-		defer mu.Unlock()
-		failures = append(failures, fmt.Sprintf(format, args...))
-	}
-	w := newWorldIn(t, dir)
-	w.DB.sweepRows = 1
-	var group, collector sync.WaitGroup
-	stop := make(chan struct{})
+func runModel(tr *trial, plans [][]step) {
+	tr.w.sweepRows = 1
 	// A sweep goes on only while the workers do, so that many of their steps
 	// fall between its parts.
 	tick := make(chan struct{})
-	w.beforePart = func() {
+	tr.w.beforePart = func() {
 		select {
 		case <-tick:
-		case <-stop:
+		case <-tr.over:
 		}
 	}
-	collector.Go(func() {
-		for {
-			if _, err := w.Collect(bg); err != nil {
-				fail("%v", err)
-			}
-			select {
-			case <-stop:
-				return
-			default:
-			}
-		}
-	})
-	workers := make([]*worker, modelWorkers)
+	var workers []*worker
+	var work []func()
+	var spaces []Scope
 	for i, plan := range plans {
-		m := newWorker(w, i, fail)
-		workers[i] = m
-		group.Go(func() {
+		m := newWorker(tr.w, i, tr.fail)
+		workers, spaces = append(workers, m), append(spaces, m.s)
+		work = append(work, func() {
 			for _, s := range plan {
 				m.do(s)
 				m.compare()
@@ -291,40 +252,10 @@ func runModel(t *testing.T, rt *rapid.T, dir string, plans [modelWorkers][]step)
 			}
 		})
 	}
-	group.Wait()
-	close(stop)
-	collector.Wait()
+	tr.work(work...)
 	for _, m := range workers {
 		m.compare()
 		m.letGo()
 	}
-	mustBeEmpty(w, workers, fail)
-	w.close()
-	for _, f := range failures {
-		rt.Error(f)
-	}
-}
-
-// mustBeEmpty collects until there is no more to find, and looks what is left.
-func mustBeEmpty(w *world, workers []*worker, fail func(string, ...any)) {
-	for more := true; more; {
-		report, err := w.Collect(bg)
-		if err != nil {
-			fail("%v", err)
-		}
-		more = report.More
-	}
-	w.settled()
-	for _, m := range workers {
-		if left := w.left(m.s); len(left) > 0 {
-			fail("left in %s: %v", m.s.Namespace, left)
-		}
-	}
-	if n := w.directories(); n > 0 {
-		fail("%d directories are left", n)
-	}
-	w.onDisk(nil)
-	for p := range w.Check(bg, CheckOptions{ReadContent: true}) {
-		fail("check: %v", p)
-	}
+	tr.mustBeEmpty(spaces...)
 }

@@ -3,9 +3,6 @@ package metadata
 import (
 	"errors"
 	"fmt"
-	"os"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -15,7 +12,6 @@ import (
 	contentapi "github.com/berthd/berth/api/services/content/v1"
 	"github.com/berthd/berth/content"
 	"github.com/berthd/berth/internal/labels"
-	"github.com/berthd/berth/internal/leak"
 	"github.com/berthd/berth/snapshots"
 )
 
@@ -277,51 +273,16 @@ func (p *puller) holds(text string) {
 }
 
 func TestPulls(t *testing.T) {
-	leak.CheckProcess(t)
-	rapid.Check(t, func(rt *rapid.T) {
-		var plans [pullWorkers][]pullStep
-		for i := range plans {
-			plans[i] = pullPlan().Draw(rt, fmt.Sprint("worker ", i))
-		}
-		dir, err := os.MkdirTemp("/dev/shm", "berth-pulls-")
-		if err != nil {
-			dir, err = os.MkdirTemp("", "berth-pulls-")
-		}
-		if err != nil {
-			rt.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
-		runPulls(t, rt, dir, plans)
-	})
+	trials(t, pullWorkers, pullPlan(), runPulls)
 }
 
-func runPulls(t *testing.T, rt *rapid.T, dir string, plans [pullWorkers][]pullStep) {
-	var mu sync.Mutex
-	var failures []string
-	fail := func(format string, args ...any) {
-		mu.Lock()
-		defer mu.Unlock()
-		failures = append(failures, fmt.Sprintf(format, args...))
-	}
-	w := newWorldIn(t, dir)
-	w.sweepRows = 2
-	var group, collector sync.WaitGroup
-	stop := make(chan struct{})
-	collector.Go(func() {
-		for {
-			if _, err := w.Collect(bg); err != nil {
-				fail("%v", err)
-			}
-			select {
-			case <-stop:
-				return
-			default:
-			}
-		}
-	})
+func runPulls(tr *trial, plans [][]pullStep) {
+	tr.w.sweepRows = 2
+	s := Scope{Namespace: "ns"}
+	var work []func()
 	for i, plan := range plans {
-		p := &puller{w: w, name: fmt.Sprint("w", i), s: Scope{Namespace: "ns"}, fail: fail}
-		group.Go(func() {
+		p := &puller{w: tr.w, name: fmt.Sprint("w", i), s: s, fail: tr.fail}
+		work = append(work, func() {
 			for n, st := range plan {
 				p.do(st, n)
 				p.whole()
@@ -332,13 +293,6 @@ func runPulls(t *testing.T, rt *rapid.T, dir string, plans [pullWorkers][]pullSt
 			p.do(pullStep{Do: "remove"}, 0)
 		})
 	}
-	group.Wait()
-	close(stop)
-	collector.Wait()
-	nothing := []*worker{{w: w, s: Scope{Namespace: "ns"}}}
-	mustBeEmpty(w, nothing, fail)
-	w.close()
-	if len(failures) > 0 {
-		rt.Fatal(strings.Join(failures, "\n"))
-	}
+	tr.work(work...)
+	tr.mustBeEmpty(s)
 }
