@@ -268,24 +268,14 @@ func (c *checker) sources(ctx context.Context, st State) ([][2]string, error) {
 // take brings in one blob, from what open gives unless the store has its bytes;
 // without open only then. It tells whether the namespace has it now.
 func (c *checker) take(ctx context.Context, scope metadata.Scope, d ocispec.Descriptor, about map[string]string, open func() (io.ReadCloser, error)) (ok bool, err error) {
-	blobs, ref := c.store.DB.Blobs(scope), "repair-"+d.Digest.String()
-	w, err := blobs.Writer(ctx, ref, content.Expect{Size: d.Size, Digest: d.Digest})
+	w, err := c.store.DB.Blobs(scope).Writer(ctx, "repair-"+d.Digest.String(), content.Expect{Size: d.Size, Digest: d.Digest})
 	if errdefs.IsAlreadyExists(err) {
 		return true, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	defer func() {
-		err = errors.Join(err, w.Close())
-		if !ok || err != nil {
-			undo, cancel := undoContext(ctx)
-			defer cancel()
-			if dropped := blobs.Abort(undo, ref); !errdefs.IsNotFound(dropped) {
-				err = errors.Join(err, dropped)
-			}
-		}
-	}()
+	defer func() { err = errors.Join(err, w.End(ctx, ok && err == nil)) }()
 	st, err := w.Status()
 	if err != nil {
 		return false, err

@@ -137,9 +137,8 @@ func (l *loader) file(ctx context.Context, name string, size int64, r io.Reader)
 
 // ingest writes a blob. What the store has already is not written again.
 func (l *loader) ingest(ctx context.Context, name string, want digest.Digest, size int64, r io.Reader) (_ ocispec.Descriptor, err error) {
-	ref := l.prefix + name
 	d := ocispec.Descriptor{Digest: want, Size: size}
-	w, err := l.blobs.Writer(ctx, ref, content.Expect{Size: size, Digest: want})
+	w, err := l.blobs.Writer(ctx, l.prefix+name, content.Expect{Size: size, Digest: want})
 	if errdefs.IsAlreadyExists(err) {
 		tell(l.progress, progressOf(d, Loaded, size))
 		return d, nil
@@ -147,16 +146,7 @@ func (l *loader) ingest(ctx context.Context, name string, want digest.Digest, si
 	if err != nil {
 		return d, err
 	}
-	defer func() {
-		err = errors.Join(err, w.Close())
-		if err != nil {
-			undo, cancel := undoContext(ctx)
-			defer cancel()
-			if dropped := l.blobs.Abort(undo, ref); !errdefs.IsNotFound(dropped) {
-				err = errors.Join(err, dropped)
-			}
-		}
-	}()
+	defer func() { err = errors.Join(err, w.End(ctx, err == nil)) }()
 	status, err := w.Status()
 	if err != nil {
 		return d, err

@@ -21,21 +21,11 @@ func (l *loader) pack(ctx context.Context, d ocispec.Descriptor) (_ ocispec.Desc
 		return d, err
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	ref := l.prefix + "gzip-" + d.Digest.String()
-	w, err := l.blobs.Writer(ctx, ref, content.Expect{})
+	w, err := l.blobs.Writer(ctx, l.prefix+"gzip-"+d.Digest.String(), content.Expect{})
 	if err != nil {
 		return d, err
 	}
-	defer func() {
-		err = errors.Join(err, w.Close())
-		if err != nil {
-			undo, cancel := undoContext(ctx)
-			defer cancel()
-			if dropped := l.blobs.Abort(undo, ref); !errdefs.IsNotFound(dropped) {
-				err = errors.Join(err, dropped)
-			}
-		}
-	}()
+	defer func() { err = errors.Join(err, w.End(ctx, err == nil)) }()
 	z, plain := gzip.NewWriter(w), digest.Canonical.Digester()
 	if _, err := io.CopyBuffer(io.MultiWriter(z, plain.Hash()), io.NewSectionReader(from, 0, from.Size()), l.buf); err != nil {
 		return d, err

@@ -15,7 +15,8 @@ import (
 	"github.com/berthd/berth/snapshots"
 )
 
-// undoTimeout bounds the removal of a directory whose row could not be made.
+// undoTimeout bounds the removal of what could not be made: the directory of a
+// snapshot that got no row, an ingest that is not to become a blob.
 const undoTimeout = 30 * time.Second
 
 // Prepare implements snapshots.Snapshotter: AlreadyExists, NotFound,

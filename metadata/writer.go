@@ -295,13 +295,25 @@ func (w *Writer) usable() error {
 	return nil
 }
 
-// drop removes the ingest, row first, and closes the writer.
+// drop removes the ingest, row first, and closes the writer. What is not this
+// writer's any more stays: its name may be another's by now.
 func (w *Writer) drop(ctx context.Context) error {
 	var err error
-	if w.ingest != nil {
+	if w.ingest != nil && w.usable() == nil {
 		err = ignoreNotFound(w.blobs.Abort(ctx, w.ref))
 	}
 	return errors.Join(err, w.Close())
+}
+
+// End lets go and, unless the bytes are to be kept, drops the ingest, also when ctx
+// has ended; that it is gone already is no error.
+func (w *Writer) End(ctx context.Context, keep bool) error {
+	if keep {
+		return w.Close()
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return w.drop(ctx)
 }
 
 // Close lets go. The bytes are kept for a later writer, unless the ingest was

@@ -233,6 +233,44 @@ func TestAbortTakesTheWritersIngest(t *testing.T) {
 	}
 }
 
+func TestEnd(t *testing.T) {
+	w := newWorld(t)
+	blobs := w.Blobs(Scope{Namespace: "ns"})
+	begun := func() *Writer {
+		writer, err := blobs.Writer(bg, "r", content.Expect{})
+		w.must(err)
+		w.must(second(writer.Write([]byte("some"))))
+		return writer
+	}
+	left := func() int64 {
+		st, err := blobs.Status(bg, "r")
+		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			t.Error(err)
+		}
+		return st.GetOffset()
+	}
+	late, cancel := context.WithCancel(bg)
+	cancel()
+	w.must(begun().End(late, true))
+	if n := left(); n != 4 {
+		t.Errorf("%d bytes are left of what was to be kept", n)
+	}
+	w.must(begun().End(late, false))
+	if n := left(); n != 0 {
+		t.Errorf("%d bytes are left of what was not to be kept", n)
+	}
+	w.must(begun().Commit(bg, 4, "", nil))
+	// What another has begun under the name is not this writer's to drop.
+	old := begun()
+	w.must(blobs.Abort(bg, "r"))
+	other := begun()
+	w.must(old.End(bg, false))
+	if n := left(); n != 4 {
+		t.Errorf("%d bytes are left of another writer's", n)
+	}
+	w.must(other.End(bg, false))
+}
+
 func TestIngestsExpire(t *testing.T) {
 	w := newWorld(t)
 	s := Scope{Namespace: "ns"}

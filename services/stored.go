@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -17,9 +16,6 @@ import (
 // storeBuffer is how much of a blob that is made here is written at once, in bytes.
 const storeBuffer = 1 << 20
 
-// undoTime bounds the removal of what did not become a blob.
-const undoTime = 10 * time.Second
-
 // storeBlob makes a blob under ref of what write writes; an ingest of that ref starts
 // anew. That the blob is there already is no error. named gives its labels once all
 // is written; they are added to a blob that was there. The caller's lease keeps it.
@@ -29,16 +25,7 @@ func storeBlob(ctx context.Context, blobs *metadata.Blobs, ref string, write fun
 	if err != nil {
 		return "", 0, err
 	}
-	defer func() {
-		err = errors.Join(err, w.Close())
-		if err != nil {
-			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-			defer cancel()
-			if failed := blobs.Abort(undo, ref); !errdefs.IsNotFound(failed) {
-				err = errors.Join(err, failed)
-			}
-		}
-	}()
+	defer func() { err = errors.Join(err, w.End(ctx, err == nil)) }()
 	at, err := w.Status()
 	if err == nil && at.GetOffset() > 0 {
 		err = w.Truncate(0)
