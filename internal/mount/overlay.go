@@ -15,7 +15,7 @@ import (
 
 // mountOverlay mounts an overlay however long its list of lower directories
 // is. mount(2) takes one page of options, about 40 layers. Beyond that the
-// layers go one by one through fsconfig(2) with "lowerdir+" (since 6.5); on an
+// layers go one by one through fsconfig(2) with "lowerdir+" (since 6.8); on an
 // older kernel by mount(2) from their common parent with relative names.
 func mountOverlay(source string, at place, o options) error {
 	data := o.joined()
@@ -26,14 +26,7 @@ func mountOverlay(source string, at place, o options) error {
 		}
 		return mountRelative(source, at, o)
 	}
-	err := unix.Mount(source, at.path, "overlay", o.flags, data)
-	if err == nil {
-		return nil
-	}
-	if reason := explain("overlay", source, o.data); reason != "" {
-		return fmt.Errorf("%w (%s)", err, reason)
-	}
-	return err
+	return explained(unix.Mount(source, at.path, "overlay", o.flags, data), source, o)
 }
 
 // mountLayers mounts an overlay through the mount API of 5.2. Unimplemented:
@@ -47,6 +40,9 @@ func mountLayers(source string, at place, o options) error {
 		return os.NewSyscallError("fsopen", err)
 	}
 	defer unix.Close(fs)
+	if takesAnything(fs) {
+		return fmt.Errorf("fsconfig: this kernel passes the options of overlay as one page, too: %w", errdefs.ErrNotImplemented)
+	}
 	if err := unix.FsconfigSetString(fs, "source", source); err != nil {
 		return refused(fs, "source", err)
 	}
@@ -70,6 +66,17 @@ func mountLayers(source string, at place, o options) error {
 	defer unix.Close(mnt)
 	err = unix.MoveMount(mnt, "", unix.AT_FDCWD, at.path, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
 	return os.NewSyscallError("move_mount", err)
+}
+
+// takesAnything tells whether a context only collects what it is given for the
+// page of options of mount(2), as that of overlay does before 6.5. Then it refuses
+// nothing until the end, and what it refuses there it tells the kernel's log alone.
+func takesAnything(fs int) bool {
+	if err := unix.FsconfigSetFlag(fs, "berth.unknown"); err == nil {
+		return true
+	}
+	messages(fs) // of the flag
+	return false
 }
 
 // configure passes one option of an overlay to fs.
@@ -158,7 +165,7 @@ func mountRelative(source string, at place, o options) error {
 		}
 		result <- unix.Mount(source, at.path, "overlay", o.flags, data)
 	}()
-	return <-result
+	return explained(<-result, source, o)
 }
 
 // shorten finds the directory that all lower directories lie under and names
