@@ -153,6 +153,8 @@ vm() {
 	have iptables-restore || apt iptables
 	have qemu-system-x86_64 || apt qemu-system-x86
 	have mke2fs || apt e2fsprogs
+	have mkfs.xfs || apt xfsprogs
+	have mkfs.erofs || apt erofs-utils
 	have depmod || apt kmod
 	have cpio || apt cpio
 	have systemctl || apt systemd

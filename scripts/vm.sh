@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Boots Debian's cloud kernel in qemu, with version 2 of control groups alone, and
-# runs the tests of tasks there, with runc and with crun. Says for each test how
-# it went, and ends with 0 if none failed.
+# runs the tests of tasks there, with runc and with crun, and those of storage, with
+# file systems that not every machine has. Says for each test how it went, and ends
+# with 0 if none failed.
 #
 #	RUN=REGEXP     only tests whose names match, as go test -run has it
 #	SUITES=REGEXP  only suites whose names match (test/vm/suites)
@@ -55,16 +56,19 @@ copy_as() {
 
 programs() {
 	say "build the programs and the tests"
-	local dir=$root/opt/berth/bin suite package
+	local dir=$root/opt/berth/bin suite package binary
 	mkdir -p "$dir" "$root/opt/berth/tests"
 	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags "-s -w" -o "$dir/" ./cmd/berthd ./cmd/berth-shim ./cmd/berth
 	go run ./internal/testimage/mkimage -o "$dir/image.tar" -name berth.test/busybox:latest
 	while read -r suite package _; do
 		[[ $suite == "#"* || -z $suite ]] && continue
-		[ -x "$root/opt/berth/tests/$(basename "$package").test" ] && continue
+		# Named for the whole path: packages may have the same last name.
+		binary=${package#./}
+		binary=$top/$root/opt/berth/tests/${binary//\//-}.test
+		[ -x "$binary" ] && continue
 		(
 			[[ $package == ./test/* ]] && cd test && package=./${package#./test/}
-			CGO_ENABLED=0 go test -c -ldflags "-s -w" -o "$top/$root/opt/berth/tests/$(basename "$package").test" "$package"
+			CGO_ENABLED=0 go test -c -ldflags "-s -w" -o "$binary" "$package"
 		)
 		# Tests run where their package is, beside what they read.
 		mkdir -p "$root/src/$package"
@@ -84,8 +88,8 @@ userland() {
 		[ "$applet" = busybox ] || ln -sf /bin/busybox "$root/bin/$applet"
 	done
 	# Where busybox behaves in its own way, tests want what machines have.
-	rm "$root"/bin/{sh,yes,tar,gzip,ip,modprobe}
-	copy /bin/dash /usr/bin/yes /sbin/modprobe
+	rm "$root"/bin/{sh,yes,tar,gzip,ip,modprobe,cp,mount}
+	copy /bin/dash /usr/bin/yes /sbin/modprobe /bin/cp /bin/mount /usr/bin/du
 	ln -s dash "$root/bin/sh"
 	copy "$(command -v runc)" "$(command -v crun)" "$(command -v criu)"
 	local program
@@ -95,6 +99,8 @@ userland() {
 	copy_as "$(command -v docker-registry || echo .tools/debian/usr/bin/docker-registry)" /usr/bin/docker-registry
 	# What criu runs: for a tmpfs, the network's state, and to close the network.
 	copy /bin/tar /bin/gzip "$(command -v ip)" /usr/sbin/{ip,ip6}tables-{save,restore} /usr/lib/x86_64-linux-gnu/xtables/*.so
+	# What makes file systems.
+	copy /sbin/mkfs.ext4 /etc/mke2fs.conf "$(command -v mkfs.erofs)" "$(command -v mkfs.xfs)"
 	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
 	printf 'root:x:0:\ntty:x:5:\nnogroup:x:65534:\n' >"$root/etc/group"
 	echo vm >"$root/etc/hostname"
