@@ -122,7 +122,7 @@ func (c *checker) image(ctx context.Context, ns string, row *imagesapi.Image) er
 		c.report(ns, before.Name, before.Problem, repaired, failed)
 	}
 	if c.options.Repair {
-		if err := c.relabel(ctx, &st); err != nil {
+		if err := c.store.relabel(ctx, &st); err != nil {
 			return err
 		}
 	}
@@ -310,8 +310,8 @@ func copyFrom(w *metadata.Writer, size int64, open func() (io.ReadCloser, error)
 
 // relabel gives the blobs of an image the labels by which each keeps the next
 // from collection, where they have lost them.
-func (c *checker) relabel(ctx context.Context, st *State) error {
-	blobs := c.store.DB.Blobs(metadata.Scope{Namespace: st.Namespace})
+func (s *Store) relabel(ctx context.Context, st *State) error {
+	blobs := s.DB.Blobs(metadata.Scope{Namespace: st.Namespace})
 	keep := func(parent ocispec.Descriptor, children []ocispec.Descriptor) error {
 		row, err := blobs.Info(ctx, parent.Digest)
 		if errdefs.IsNotFound(err) {
@@ -342,7 +342,7 @@ func (c *checker) relabel(ctx context.Context, st *State) error {
 	for _, v := range st.Variants {
 		if v.State == Whole {
 			manifests = append(manifests, v.Manifest)
-			if err := keep(v.Manifest, append([]ocispec.Descriptor{v.doc.Config}, v.doc.Layers...)); err != nil {
+			if err := keep(v.Manifest, partsOf(&v.doc)); err != nil {
 				return err
 			}
 		}
@@ -352,5 +352,3 @@ func (c *checker) relabel(ctx context.Context, st *State) error {
 	}
 	return nil
 }
-
-func digestOf(text string) digest.Digest { return digest.Digest(text) }

@@ -229,24 +229,10 @@ func TestCheckWithoutRegistry(t *testing.T) {
 // is not in full is partial.
 func TestStateOfPlatforms(t *testing.T) {
 	w := newWorld(t)
-	l := layout(t, testimage.Gzip)
-	mine, err := l.Add(testimage.Gzip, small(t, "", here))
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs, err := l.Add(testimage.Gzip, testimage.Image{Platform: other, Layers: [][]byte{
+	theirs := testimage.Image{Platform: other, Layers: [][]byte{
 		layer(t, testimage.File{Name: "one", Body: "of theirs"}), layer(t, testimage.File{Name: "two", Body: "of theirs"}),
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	index, err := l.AddIndex(theirs, mine)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.List(index, "demo:1"); err != nil {
-		t.Fatal(err)
-	}
+	}}
+	l, index, _ := several(t, "demo:1", theirs, small(t, "", here))
 	look := func() (string, State) {
 		t.Helper()
 		row, err := w.db.Images(scope).Get(bg, "docker.io/library/demo:1")

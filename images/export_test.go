@@ -80,22 +80,7 @@ func unpackTar(t testing.TB, archive []byte) (map[string][]byte, []string) {
 // bothPlatforms imports an index for this platform and another one.
 func (w *world) bothPlatforms(name string) {
 	w.t.Helper()
-	l := layout(w.t, testimage.Gzip)
-	var both []ocispec.Descriptor
-	for _, p := range []ocispec.Platform{here, other} {
-		d, err := l.Add(testimage.Gzip, small(w.t, "", p))
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		both = append(both, d)
-	}
-	index, err := l.AddIndex(both...)
-	if err == nil {
-		err = l.List(index, name)
-	}
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	l, _, _ := several(w.t, name, small(w.t, "", here), small(w.t, "", other))
 	w.mustImport(archiveOf(w.t, l), ImportOptions{AllPlatforms: true})
 }
 

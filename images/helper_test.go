@@ -242,6 +242,28 @@ func layout(t testing.TB, compression string, images ...testimage.Image) *testim
 	return l
 }
 
+// several is a layout of an image for several platforms: its index, and the
+// manifests in it.
+func several(t testing.TB, name string, images ...testimage.Image) (l *testimage.Layout, index ocispec.Descriptor, manifests []ocispec.Descriptor) {
+	t.Helper()
+	l = layout(t, testimage.Gzip)
+	for _, image := range images {
+		d, err := l.Add(testimage.Gzip, image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		manifests = append(manifests, d)
+	}
+	index, err := l.AddIndex(manifests...)
+	if err == nil {
+		err = l.List(index, name)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, index, manifests
+}
+
 func tarOf(t testing.TB, files map[string][]byte) []byte {
 	t.Helper()
 	var buf bytes.Buffer

@@ -65,22 +65,8 @@ func TestImport(t *testing.T) {
 // TestLabels: each blob keeps the next, the config keeps the snapshot.
 func TestLabels(t *testing.T) {
 	w := newWorld(t)
-	l := layout(t, testimage.Gzip)
-	mine, err := l.Add(testimage.Gzip, small(t, "", here))
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs, err := l.Add(testimage.Gzip, small(t, "", other))
-	if err != nil {
-		t.Fatal(err)
-	}
-	index, err := l.AddIndex(theirs, mine)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.List(index, "demo"); err != nil {
-		t.Fatal(err)
-	}
+	l, index, both := several(t, "demo", small(t, "", other), small(t, "", here))
+	theirs, mine := both[0], both[1]
 	made := w.mustImport(archiveOf(t, l), ImportOptions{})
 	if made.Target.Digest != index.Digest || made.Target.MediaType != index.MediaType {
 		t.Errorf("target %+v", made.Target)

@@ -120,23 +120,7 @@ func TestRegistry(t *testing.T) {
 		return r
 	}
 
-	l := layout(t, testimage.Gzip)
-	var both []ocispec.Descriptor
-	for _, p := range []ocispec.Platform{here, other} {
-		d, err := l.Add(testimage.Gzip, small(t, "", p))
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.Platform = &p
-		both = append(both, d)
-	}
-	index, err := l.AddIndex(both...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.List(index, host+"/a/b:1"); err != nil {
-		t.Fatal(err)
-	}
+	l, index, both := several(t, host+"/a/b:1", small(t, "", here), small(t, "", other))
 	made := w.mustImport(archiveOf(t, l), ImportOptions{AllPlatforms: true, NoUnpack: true})
 	if got, err := w.Push(bg, scope, made.Target, open("a/b:1"), PushOptions{}, nil); err != nil || got.Digest != index.Digest {
 		t.Fatal(got, err)

@@ -136,8 +136,7 @@ func (s *Store) recover(ctx context.Context, scope metadata.Scope, d digest.Dige
 	if st.Problem != "" {
 		return one, errors.New(st.Problem)
 	}
-	c := &checker{store: s}
-	if err := c.relabel(ctx, &st); err != nil {
+	if err := s.relabel(ctx, &st); err != nil {
 		return one, err
 	}
 	if _, err := rows.Create(ctx, row, nil); err != nil && !errdefs.IsAlreadyExists(err) {

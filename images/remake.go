@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/diff"
@@ -59,7 +60,7 @@ func (m *maker) learn(ctx context.Context, ns string) error {
 		return err
 	}
 	for _, row := range found {
-		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digestOf(row.Digest), Size: row.Size}
+		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.Digest(row.Digest), Size: row.Size}
 		if err := m.tolerate(ctx, l.visit(ctx, d, 0)); err != nil {
 			return err
 		}

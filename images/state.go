@@ -1,8 +1,8 @@
 package images
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -113,7 +113,7 @@ func (l *looker) visit(ctx context.Context, d ocispec.Descriptor, depth int) err
 		return fmt.Errorf("%s %s is missing: %w", kindText(kind), d.Digest, errdefs.ErrNotFound)
 	case kind == Index && whole:
 		var doc ocispec.Index
-		if err := l.read(ctx, "index", d, &doc); err != nil {
+		if err := readJSON(ctx, l.blobs, "index", d, &doc); err != nil {
 			return err
 		}
 		if len(l.state.Variants)+len(doc.Manifests) > maxEntries {
@@ -142,17 +142,6 @@ func kindText(k Kind) string {
 	return "blob"
 }
 
-func (l *looker) read(ctx context.Context, what string, d ocispec.Descriptor, into any) error {
-	data, err := readDocument(ctx, l.blobs, what, d)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, into); err != nil {
-		return invalid("%s %s: %v", what, d.Digest, err)
-	}
-	return nil
-}
-
 // manifest looks at a variant.
 func (l *looker) manifest(ctx context.Context, d ocispec.Descriptor, whole bool) error {
 	v := Variant{Manifest: d, State: Absent}
@@ -164,11 +153,11 @@ func (l *looker) manifest(ctx context.Context, d ocispec.Descriptor, whole bool)
 		l.state.Variants = append(l.state.Variants, v)
 		return nil
 	}
-	if err := l.read(ctx, "manifest", d, &v.doc); err != nil {
+	if err := readJSON(ctx, l.blobs, "manifest", d, &v.doc); err != nil {
 		return err
 	}
 	v.Size, v.has = d.Size, []digest.Digest{d.Digest}
-	for i, part := range append([]ocispec.Descriptor{v.doc.Config}, v.doc.Layers...) {
+	for i, part := range partsOf(&v.doc) {
 		there, err := l.blobs.Whole(ctx, part)
 		if err != nil && !errdefs.IsInvalidArgument(err) {
 			return err
@@ -197,8 +186,8 @@ func (l *looker) manifest(ctx context.Context, d ocispec.Descriptor, whole bool)
 // config reads what the config says of the platform and of the layers, and looks
 // which of the snapshots are there that its labels name.
 func (l *looker) config(ctx context.Context, v *Variant) error {
-	config := &ocispec.Image{}
-	if err := l.read(ctx, "config", v.doc.Config, config); err != nil {
+	config, err := readConfig(ctx, l.blobs, v.doc.Config)
+	if err != nil {
 		return err
 	}
 	if config.RootFS.Type != "" || len(config.RootFS.DiffIDs) > 0 {
@@ -283,7 +272,7 @@ func (l *looker) judge() {
 			problems = append(problems, v.text())
 		}
 		for _, name := range v.Broken {
-			problems = append(problems, fmt.Sprintf("the layers that snapshotter %s had of %s are gone", name, or(v.Platform, v.Manifest.Digest.String())))
+			problems = append(problems, fmt.Sprintf("the layers that snapshotter %s had of %s are gone", name, cmp.Or(v.Platform, v.Manifest.Digest.String())))
 		}
 	}
 	if !any && len(problems) == 0 && len(st.Variants) > 0 {
@@ -304,7 +293,7 @@ func (v *Variant) wanted(shared map[digest.Digest]bool) bool {
 
 func (v *Variant) text() string {
 	first := v.Missing[0]
-	text := fmt.Sprintf("of %s %s %s is missing", or(v.Platform, v.Manifest.Digest.String()), kindOfPart(first), first.Digest)
+	text := fmt.Sprintf("of %s %s %s is missing", cmp.Or(v.Platform, v.Manifest.Digest.String()), kindOfPart(first), first.Digest)
 	if more := len(v.Missing) - 1; more > 0 {
 		text += fmt.Sprintf(", and %d more", more)
 	}
@@ -319,13 +308,6 @@ func kindOfPart(d ocispec.Descriptor) string {
 		return "layer"
 	}
 	return kindText(KindOf(d.MediaType))
-}
-
-func or(text, otherwise string) string {
-	if text != "" {
-		return text
-	}
-	return otherwise
 }
 
 // chains gives the names of the snapshots of a variant, bottom first.

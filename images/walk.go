@@ -46,8 +46,10 @@ type manifest struct {
 }
 
 // parts lists config and layers.
-func (m *manifest) parts() []ocispec.Descriptor {
-	return append([]ocispec.Descriptor{m.doc.Config}, m.doc.Layers...)
+func (m *manifest) parts() []ocispec.Descriptor { return partsOf(&m.doc) }
+
+func partsOf(doc *ocispec.Manifest) []ocispec.Descriptor {
+	return append([]ocispec.Descriptor{doc.Config}, doc.Layers...)
 }
 
 // keeps tells whether a descriptor is that of a kept index or manifest.
@@ -323,15 +325,20 @@ func (w *walker) read(ctx context.Context, what string, d ocispec.Descriptor, pa
 
 // readConfig reads the config of an image.
 func readConfig(ctx context.Context, blobs *metadata.Blobs, d ocispec.Descriptor) (*ocispec.Image, error) {
-	data, err := readDocument(ctx, blobs, "config", d)
-	if err != nil {
-		return nil, err
-	}
 	config := &ocispec.Image{}
-	if err := json.Unmarshal(data, config); err != nil {
-		return nil, invalid("config %s: %v", d.Digest, err)
+	return config, readJSON(ctx, blobs, "config", d, config)
+}
+
+// readJSON reads a document as it is.
+func readJSON(ctx context.Context, blobs *metadata.Blobs, what string, d ocispec.Descriptor, into any) error {
+	data, err := readDocument(ctx, blobs, what, d)
+	if err != nil {
+		return err
 	}
-	return config, nil
+	if err := json.Unmarshal(data, into); err != nil {
+		return invalid("%s %s: %v", what, d.Digest, err)
+	}
+	return nil
 }
 
 // readDocument reads a small blob whole.
