@@ -12,14 +12,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/diff"
+	"github.com/berthd/berth/internal/counted"
 	"github.com/berthd/berth/internal/labels"
 )
 
@@ -239,22 +238,16 @@ func (v *converter) pack(ctx context.Context, d imagespec.Descriptor, diffID dig
 	defer func() { err = errors.Join(err, to.Close()) }()
 
 	whole := digest.Canonical.Digester()
-	sum := &summed{w: io.MultiWriter(to, whole.Hash())}
-	packed := io.WriteCloser(keepOpen{sum})
-	switch want {
-	case LayersGzip:
-		packed = gzip.NewWriter(sum)
-	case LayersZstd:
-		if packed, err = zstd.NewWriter(sum); err != nil {
-			return d, err
-		}
+	sum := &counted.Writer{W: io.MultiWriter(to, whole.Hash())}
+	packed, err := diff.Compress(sum, mediaTypeOf(want))
+	if err != nil {
+		return d, err
 	}
 	plain := diffID.Algorithm().Digester()
-	read := &watched{r: from, tell: func(n int64) {
-		if v.o.Progress != nil {
-			v.o.Progress(d.Digest, n, d.Size)
-		}
-	}}
+	read := &counted.Reader{R: from}
+	if v.o.Progress != nil {
+		read.Tell = func(n int64) { v.o.Progress(d.Digest, n, d.Size) }
+	}
 	uncompressed, err := diff.Decompress(read)
 	if err == nil {
 		_, err = io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(packed, plain.Hash())}, uncompressed, make([]byte, blobPart))
@@ -274,38 +267,6 @@ func (v *converter) pack(ctx context.Context, d imagespec.Descriptor, diffID dig
 	if want != LayersPlain {
 		marks = map[string]string{labels.Uncompressed: diffID.String()}
 	}
-	made = imagespec.Descriptor{MediaType: mediaTypeOf(want), Digest: whole.Digest(), Size: sum.n, Annotations: d.Annotations}
+	made = imagespec.Descriptor{MediaType: mediaTypeOf(want), Digest: whole.Digest(), Size: sum.N, Annotations: d.Annotations}
 	return made, to.Commit(ctx, made.Digest, marks)
 }
-
-// summed counts what is written.
-type summed struct {
-	w io.Writer
-	n int64
-}
-
-func (s *summed) Write(p []byte) (int, error) {
-	n, err := s.w.Write(p)
-	s.n += int64(n)
-	return n, err
-}
-
-// watched tells how much was read.
-type watched struct {
-	r    io.Reader
-	n    int64
-	tell func(n int64)
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.r.Read(p)
-	if w.n += int64(n); n > 0 {
-		w.tell(w.n)
-	}
-	return n, err
-}
-
-// keepOpen is a writer that has nothing to close.
-type keepOpen struct{ io.Writer }
-
-func (keepOpen) Close() error { return nil }

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berthd/berth/internal/archive"
+	"github.com/berthd/berth/internal/counted"
 	"github.com/berthd/berth/internal/mount"
 )
 
@@ -53,12 +54,12 @@ func Make(ctx context.Context, w io.Writer, left, right []mount.Mount, o MakeOpt
 	if len(right) == 0 {
 		return Layer{}, fmt.Errorf("make layer: no mounts of the changed tree: %w", errdefs.ErrInvalidArgument)
 	}
-	packed, err := compress(w, made.MediaType)
+	packed, err := Compress(w, made.MediaType)
 	if err != nil {
 		return Layer{}, fmt.Errorf("make layer: %w", err)
 	}
 	hash := sha256.New()
-	plain := &counter{w: io.MultiWriter(packed, hash)}
+	plain := &counted.Writer{W: io.MultiWriter(packed, hash)}
 	err = write(ctx, plain, left, right, archive.DiffOptions{Epoch: o.Epoch})
 	// An encoder has goroutines until it is closed.
 	if closed := packed.Close(); err == nil {
@@ -69,19 +70,8 @@ func Make(ctx context.Context, w io.Writer, left, right []mount.Mount, o MakeOpt
 	}
 	compression, _ := Compression(made.MediaType)
 	made.Compressed = compression == Gzip || compression == Zstd
-	made.DiffID, made.Size = digest.NewDigestFromBytes(digest.SHA256, hash.Sum(nil)), plain.n
+	made.DiffID, made.Size = digest.NewDigestFromBytes(digest.SHA256, hash.Sum(nil)), plain.N
 	return made, nil
-}
-
-type counter struct {
-	w io.Writer
-	n int64
-}
-
-func (c *counter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.n += int64(n)
-	return n, err
 }
 
 // through is a writer that has nothing to close.
@@ -89,8 +79,9 @@ type through struct{ io.Writer }
 
 func (through) Close() error { return nil }
 
-// compress gives the compression that a media type asks for.
-func compress(w io.Writer, mediaType string) (io.WriteCloser, error) {
+// Compress gives the compression that a media type asks for; it has to be closed,
+// which leaves w open. Unimplemented: layers of that type are not made here.
+func Compress(w io.Writer, mediaType string) (io.WriteCloser, error) {
 	compression, layer := Compression(mediaType)
 	if !layer || wrapping(mediaType) != "" {
 		return nil, fmt.Errorf("media type %q: layers can be made as %s, +gzip and +zstd, and as docker's: %w", mediaType, ociLayer, errdefs.ErrNotImplemented)

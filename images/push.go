@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/berthd/berth/internal/counted"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/metadata"
 	"github.com/berthd/berth/remotes"
@@ -235,13 +236,12 @@ func (p *push) open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, e
 		return nil, err
 	}
 	told := int64(-tellEvery)
-	c := &counter{r: io.NewSectionReader(r, 0, r.Size())}
-	c.tell = func(n int64) {
+	c := &counted.Reader{R: io.NewSectionReader(r, 0, r.Size()), Tell: func(n int64) {
 		if n-told >= tellEvery {
 			told = n
 			tell(p.progress, progressOf(d, Uploading, n))
 		}
-	}
+	}}
 	return struct {
 		io.Reader
 		io.Closer

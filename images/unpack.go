@@ -17,6 +17,7 @@ import (
 
 	"github.com/berthd/berth/api/services/leases/v1"
 	"github.com/berthd/berth/diff"
+	"github.com/berthd/berth/internal/counted"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/metadata"
@@ -268,8 +269,7 @@ func (u *unpacker) apply(ctx context.Context, i int, mounts []mount.Mount, lower
 		return result, err
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	r := &counter{r: from}
-	r.tell = func(n int64) { tell(u.progress, progressOf(layer, Unpacking, n)) }
+	r := &counted.Reader{R: from, Tell: func(n int64) { tell(u.progress, progressOf(layer, Unpacking, n)) }}
 	o := u.store.Layers
 	o.Lower, o.SyncFS = lower, false
 	result, err = diff.Apply(ctx, r, layer.MediaType, mounts, o)
@@ -304,19 +304,4 @@ func (u *unpacker) open(ctx context.Context, d digest.Digest) (io.ReadCloser, er
 		io.Reader
 		io.Closer
 	}{io.NewSectionReader(blob, 0, blob.Size()), blob}, nil
-}
-
-// counter tells how much was read.
-type counter struct {
-	r    io.Reader
-	n    int64
-	tell func(n int64)
-}
-
-func (c *counter) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	if c.n += int64(n); n > 0 {
-		c.tell(c.n)
-	}
-	return n, err
 }
