@@ -17,21 +17,6 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 )
 
-// mountsBelow lists what is mounted below a directory.
-func mountsBelow(t *testing.T, dir string) (below []string) {
-	t.Helper()
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(table)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
-			below = append(below, fields[4])
-		}
-	}
-	return below
-}
-
 // chain is the name of an image's top layer.
 func chain(t *testing.T, ctx context.Context, image containerd.Image) string {
 	t.Helper()
@@ -94,8 +79,8 @@ func TestGoClientMounts(t *testing.T) {
 	if _, err := manager.Info(ctx, "a"); !errdefs.IsNotFound(err) {
 		t.Error(err)
 	}
-	if left := mountsBelow(t, d.Dir); len(left) > 0 {
-		t.Errorf("mounted: %q", left)
+	if left, err := d.Mounts(); err != nil || len(left) > 0 {
+		t.Errorf("mounted: %q, %v", left, err)
 	}
 	if err := client.SnapshotService("").Remove(ctx, "below"); err != nil {
 		t.Error(err)
@@ -157,8 +142,8 @@ func TestGoClientTaskMounts(t *testing.T) {
 	if _, err := os.Stat(dir + "/upper/made"); err != nil {
 		t.Error(err)
 	}
-	if left := mountsBelow(t, d.Dir); len(left) > 0 {
-		t.Errorf("mounted: %q", left)
+	if left, err := d.Mounts(); err != nil || len(left) > 0 {
+		t.Errorf("mounted: %q, %v", left, err)
 	}
 	if err := container.Delete(ctx); err != nil {
 		t.Error(err)

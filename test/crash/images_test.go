@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 
 	berthimages "github.com/berthd/berth/api/berth/images/v1"
@@ -22,7 +21,6 @@ import (
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/api/services/leases/v1"
 	"github.com/berthd/berth/client"
-	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -115,40 +113,19 @@ func newImageWorld(t *testing.T, seed uint64) *imageWorld {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &imageWorld{t: t, daemon: d, counts: map[string]int{}}
-	t.Cleanup(func() {
-		if t.Failed() {
-			log := d.Log()
-			t.Logf("the daemon's log, its end:\n%s", log[max(0, len(log)-logTail):])
-		}
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	d.Args = []string{"--log-level", "info"}
-	if err := d.Start(); err != nil {
-		t.Fatal(err)
-	}
+	w := &imageWorld{t: t, daemon: d, client: connect(t, d), counts: map[string]int{}}
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
-	if w.client, err = client.Dial(ctx, d.Address, client.Options{Namespace: "crash"}); err != nil {
+	for n := range imageCount {
+		w.names = append(w.names, fmt.Sprintf("%s/crash/image%d:latest", registry.Host, n))
+	}
+	layouts, err := harness.RandomImages{Base: 60, Layer: 30, File: 20_000}.Make(rand.New(rand.NewPCG(seed, 1<<40)), w.names...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.client.Close() })
-	r := rand.New(rand.NewPCG(seed, 1<<40))
-	base := randomLayer(t, r, "base", 60)
-	for n := range imageCount {
-		name := fmt.Sprintf("%s/crash/image%d:latest", registry.Host, n)
-		image := testimage.Image{Name: name, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Layers: [][]byte{base}}
-		for l := range 2 + n {
-			image.Layers = append(image.Layers, randomLayer(t, r, fmt.Sprint("layer", l), 30))
-		}
-		layout, err := testimage.NewLayout(testimage.Gzip, image)
+	for n, layout := range layouts {
 		var archive bytes.Buffer
-		if err == nil {
-			err = layout.WriteTar(&archive)
-		}
-		if err != nil {
+		if err := layout.WriteTar(&archive); err != nil {
 			t.Fatal(err)
 		}
 		made, err := w.client.Import(ctx, bytes.NewReader(archive.Bytes()), &berthimages.ImportOptions{NoUnpack: true}, nil)
@@ -157,7 +134,7 @@ func newImageWorld(t *testing.T, seed uint64) *imageWorld {
 		}
 		got, err := w.client.Images().Get(ctx, &images.GetImageRequest{Name: made[0].GetName()})
 		if err == nil {
-			err = w.client.Push(ctx, got.GetImage(), name, client.PushOptions{Registry: client.Registry{PlainHTTP: true}})
+			err = w.client.Push(ctx, got.GetImage(), w.names[n], client.PushOptions{Registry: client.Registry{PlainHTTP: true}})
 		}
 		if err == nil {
 			_, err = w.client.Images().Delete(ctx, &images.DeleteImageRequest{Name: made[0].GetName()})
@@ -165,27 +142,9 @@ func newImageWorld(t *testing.T, seed uint64) *imageWorld {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.names, w.archives = append(w.names, name), append(w.archives, archive.Bytes())
+		w.archives = append(w.archives, archive.Bytes())
 	}
 	return w
-}
-
-// randomLayer makes a layer of files that don't compress.
-func randomLayer(t *testing.T, r *rand.Rand, dir string, files int) []byte {
-	t.Helper()
-	all := []testimage.File{{Name: dir + "/"}}
-	for n := range files {
-		body := make([]byte, r.IntN(20_000))
-		for i := range body {
-			body[i] = byte(r.Uint32())
-		}
-		all = append(all, testimage.File{Name: fmt.Sprintf("%s/file%d", dir, n), Body: string(body)})
-	}
-	layer, err := testimage.Layer(all...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return layer
 }
 
 // operate does one thing, and does it again until it has succeeded.
@@ -312,19 +271,8 @@ func (w *imageWorld) look() {
 	defer w.quiet.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
-	// What a dead daemon has left is swept at the start, before the first collection.
-	if _, err := w.client.Maintenance().Collect(ctx, &maintenance.CollectRequest{}, grpc.WaitForReady(true)); err != nil {
-		w.t.Errorf("collect: %v", err)
-	}
-	stream, err := w.client.Maintenance().Check(ctx, &maintenance.CheckRequest{ReadContent: true, Images: true}, grpc.WaitForReady(true))
-	for err == nil {
-		var p *maintenance.Problem
-		if p, err = stream.Recv(); err == nil && !p.GetNote() {
-			w.t.Errorf("after a crash: %s %s %s: %s", p.GetKind(), p.GetNamespace(), p.GetObject(), p.GetText())
-		}
-	}
-	if !errors.Is(err, io.EOF) {
-		w.t.Errorf("check: %v", err)
+	if err := harness.Check(ctx, w.client.Maintenance(), &maintenance.CheckRequest{ReadContent: true, Images: true}); err != nil {
+		w.t.Errorf("after a crash: %v", err)
 	}
 	w.count("checked")
 }

@@ -164,14 +164,6 @@ func newWorld(t *testing.T, duration time.Duration) *world {
 		mark:  "crash-" + strings.TrimPrefix(d.Dir, "/tmp/berth-t-") + "-",
 		doubt: map[string]bool{}, counts: map[string]int{}, exited: map[string]bool{},
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			w.keepLog()
-		}
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	w.copied = filepath.Join(d.Dir, "containerd-shim-copy-v2")
 	shim, err := os.ReadFile(programs.Path("berth-shim"))
 	if err == nil {
@@ -180,16 +172,9 @@ func newWorld(t *testing.T, duration time.Duration) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.Args = []string{"--log-level", "info"}
-	if err := d.Start(); err != nil {
-		t.Fatal(err)
-	}
+	w.client = connect(t, d)
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
-	if w.client, err = client.Dial(ctx, d.Address, client.Options{Namespace: "crash"}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.client.Close() })
 	archive, err := os.Open(programs.Image)
 	if err != nil {
 		t.Fatal(err)
@@ -205,16 +190,40 @@ func newWorld(t *testing.T, duration time.Duration) *world {
 // logTail is how much of the daemon's log a failure shows.
 const logTail = 24 << 10
 
-// keepLog shows the end of the daemon's log, and writes all of it to the file
-// that BERTH_CRASH_LOG names.
-func (w *world) keepLog() {
-	log := w.daemon.Log()
+// connect starts a daemon, which is closed in the end, and dials it. A test that
+// fails shows the end of the daemon's log, and writes all of it to the file that
+// BERTH_CRASH_LOG names.
+func connect(t *testing.T, d *harness.Daemon) *client.Client {
+	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() {
+			keepLog(t, d.Log())
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d.Args = []string{"--log-level", "info"}
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), callTime)
+	defer cancel()
+	c, err := client.Dial(ctx, d.Address, client.Options{Namespace: "crash"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func keepLog(t *testing.T, log string) {
 	if path := os.Getenv("BERTH_CRASH_LOG"); path != "" {
 		if err := os.WriteFile(path, []byte(log), 0o600); err != nil {
-			w.t.Error(err)
+			t.Error(err)
 		}
 	}
-	w.t.Logf("the daemon's log, its end:\n%s", log[max(0, len(log)-logTail):])
+	t.Logf("the daemon's log, its end:\n%s", log[max(0, len(log)-logTail):])
 }
 
 // end looks for what is wrong once all containers are gone.

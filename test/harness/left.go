@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
 	"github.com/berthd/berth/api/berth/maintenance/v1"
 	"github.com/berthd/berth/api/berth/maintenance/v1/maintenancegrpc"
@@ -27,11 +28,17 @@ func (d *Daemon) Check(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	client := maintenancegrpc.NewMaintenanceClient(conn)
-	if _, err := client.Collect(ctx, &maintenance.CollectRequest{}); err != nil {
+	return Check(ctx, maintenancegrpc.NewMaintenanceClient(conn), &maintenance.CheckRequest{ReadContent: true})
+}
+
+// Check waits for a daemon, has it collect, as what a dead one has left is swept
+// before the first collection, and gives what a check then finds as an error. What is
+// worth knowing and no damage is none.
+func Check(ctx context.Context, client maintenancegrpc.MaintenanceClient, r *maintenance.CheckRequest) error {
+	if _, err := client.Collect(ctx, &maintenance.CollectRequest{}, grpc.WaitForReady(true)); err != nil {
 		return fmt.Errorf("collect: %w", err)
 	}
-	stream, err := client.Check(ctx, &maintenance.CheckRequest{ReadContent: true})
+	stream, err := client.Check(ctx, r, grpc.WaitForReady(true))
 	if err != nil {
 		return fmt.Errorf("check: %w", err)
 	}
@@ -42,9 +49,11 @@ func (d *Daemon) Check(ctx context.Context) error {
 			return errors.Join(problems...)
 		}
 		if err != nil {
-			return fmt.Errorf("check: %w", err)
+			return errors.Join(append(problems, fmt.Errorf("check: %w", err))...)
 		}
-		problems = append(problems, fmt.Errorf("%s %s %s: %s", p.Kind, p.Namespace, p.Object, p.Text))
+		if !p.Note {
+			problems = append(problems, fmt.Errorf("%s %s %s: %s", p.Kind, p.Namespace, p.Object, p.Text))
+		}
 	}
 }
 

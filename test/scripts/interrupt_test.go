@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -22,31 +21,12 @@ func TestInterruptAtAnyMoment(t *testing.T) {
 		moments = 40
 		step    = 15 * time.Millisecond
 	)
-	d, err := harness.New(programs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	namespace := "interrupt-" + d.Dir[len(d.Dir)-6:]
-	t.Cleanup(func() {
-		if err := end(d, namespace); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := d.Start(); err != nil {
-		t.Fatal(err)
-	}
-	berth := func(args ...string) *exec.Cmd {
-		cmd := exec.Command(programs.Path("berth"), args...)
-		cmd.Env = append(os.Environ(), "BERTH_ADDRESS="+d.Address, "BERTH_NAMESPACE="+namespace, "GORACE=halt_on_error=0 atexit_sleep_ms=0")
-		return cmd
-	}
-	if out, err := berth("images", "import", programs.Image).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	d := begin(t, "interrupt")
+	d.must("images", "import", programs.Image)
 	statuses := map[int]int{}
 	for i := range moments {
 		mode := []string{"--rm", "-d"}[i%2]
-		cmd := berth("run", mode, harness.ImageName, "sh", "-c", "trap 'exit 9' INT; sleep 0.2")
+		cmd := d.berth("run", mode, harness.ImageName, "sh", "-c", "trap 'exit 9' INT; sleep 0.2")
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
@@ -75,11 +55,11 @@ func TestInterruptAtAnyMoment(t *testing.T) {
 		}
 		if mode == "-d" && status == 0 {
 			id := strings.TrimSpace(out.String())
-			if removed, err := berth("rm", "-f", id).CombinedOutput(); err != nil {
+			if removed, err := d.berth("rm", "-f", id).CombinedOutput(); err != nil {
 				t.Errorf("rm: %v\n%s", err, removed)
 			}
 		}
-		left, err := berth("ps", "-aq").CombinedOutput()
+		left, err := d.berth("ps", "-aq").CombinedOutput()
 		if err != nil || len(left) > 0 {
 			t.Fatalf("^C after %v, exit status %d: left %q, %v\n%s", time.Duration(i)*step, status, left, err, out.String())
 		}

@@ -90,7 +90,8 @@ func setup(env *testscript.Env) error {
 	env.Setenv("ARCHIVE", programs.Image)
 	env.Setenv("IMAGE", harness.ImageName)
 	env.Setenv("MODULE", programs.Module)
-	env.Setenv("GORACE", "halt_on_error=0 atexit_sleep_ms=0") // a second of each call otherwise
+	race, setting, _ := strings.Cut(harness.Race, "=") // a second of each call otherwise
+	env.Setenv(race, setting)
 	env.Defer(func() {
 		t := env.T()
 		if err := end(d, namespace); err != nil {

@@ -9,7 +9,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -129,19 +128,19 @@ func TestPullCutOff(t *testing.T) {
 }
 
 // begun waits until the daemon has written some of the blob.
-func begun(t *testing.T, d *harness.Daemon, namespace string) {
-	t.Helper()
+func begun(d *session) {
+	d.t.Helper()
 	conn, err := d.Dial()
 	if err != nil {
-		t.Fatal(err)
+		d.t.Fatal(err)
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "containerd-namespace", namespace), patience)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(d.t.Context(), "containerd-namespace", d.namespace), patience)
 	defer cancel()
 	for {
 		r, err := contentgrpc.NewContentClient(conn).ListStatuses(ctx, &content.ListStatusesRequest{})
 		if err != nil {
-			t.Fatal(err)
+			d.t.Fatal(err)
 		}
 		for _, s := range r.GetStatuses() {
 			if s.GetOffset() > 0 {
@@ -152,40 +151,15 @@ func begun(t *testing.T, d *harness.Daemon, namespace string) {
 }
 
 func pullCutOff(t *testing.T, r *harness.Registry, cut func(*testing.T, *harness.Daemon, *os.Process)) {
-	d, err := harness.New(programs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	namespace := "pull-" + d.Dir[len(d.Dir)-6:]
-	t.Cleanup(func() {
-		if err := end(d, namespace); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := d.Start(); err != nil {
-		t.Fatal(err)
-	}
-	berth := func(args ...string) *exec.Cmd {
-		cmd := exec.Command(programs.Path("berth"), args...)
-		cmd.Env = append(os.Environ(), "BERTH_ADDRESS="+d.Address, "BERTH_NAMESPACE="+namespace, "DOCKER_CONFIG="+t.TempDir(), harness.Race)
-		return cmd
-	}
-	must := func(args ...string) string {
-		t.Helper()
-		out, err := berth(args...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("berth %q: %v\n%s", args, err, out)
-		}
-		return string(out)
-	}
-	must("images", "import", programs.Image)
-	must("images", "convert", "--layers", "plain", harness.ImageName, r.Host+"/team/box:1") // so that there is more of it
-	must("push", r.Host+"/team/box:1")
-	must("images", "rm", "--sync", harness.ImageName, r.Host+"/team/box:1")
+	d := begin(t, "pull", "DOCKER_CONFIG="+t.TempDir())
+	d.must("images", "import", programs.Image)
+	d.must("images", "convert", "--layers", "plain", harness.ImageName, r.Host+"/team/box:1") // so that there is more of it
+	d.must("push", r.Host+"/team/box:1")
+	d.must("images", "rm", "--sync", harness.ImageName, r.Host+"/team/box:1")
 
 	g := newGate(t, r)
 	name := g.Host + "/team/box:1"
-	pull := berth("pull", name)
+	pull := d.berth("pull", name)
 	var said bytes.Buffer
 	pull.Stdout, pull.Stderr = &said, &said
 	if err := pull.Start(); err != nil {
@@ -198,8 +172,8 @@ func pullCutOff(t *testing.T, r *harness.Registry, cut func(*testing.T, *harness
 	case err := <-ended:
 		t.Fatalf("the pull ended before it was cut off: %v\n%s", err, said.String())
 	}
-	begun(t, d, namespace)
-	cut(t, d, pull.Process)
+	begun(d)
+	cut(t, d.Daemon, pull.Process)
 	if err := <-ended; err == nil {
 		t.Fatalf("the pull came to an end:\n%s", said.String())
 	}
@@ -209,10 +183,10 @@ func pullCutOff(t *testing.T, r *harness.Registry, cut func(*testing.T, *harness
 			t.Fatal(err)
 		}
 	}
-	if out := must("images", "ls", "-q"); out != "" {
+	if out := d.must("images", "ls", "-q"); out != "" {
 		t.Errorf("images of half a pull: %s", out)
 	}
-	must("pull", name)
+	d.must("pull", name)
 	resumed := false
 	for _, asked := range g.asked() {
 		resumed = resumed || strings.HasPrefix(asked, "bytes=")
@@ -220,7 +194,7 @@ func pullCutOff(t *testing.T, r *harness.Registry, cut func(*testing.T, *harness
 	if !resumed {
 		t.Errorf("the pull began anew: %q", g.asked())
 	}
-	if out := must("run", "--rm", "--pull", "never", name, "echo", "whole"); out != "whole\n" {
+	if out := d.must("run", "--rm", "--pull", "never", name, "echo", "whole"); out != "whole\n" {
 		t.Errorf("the container said %q", out)
 	}
 }

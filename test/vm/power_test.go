@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -19,13 +18,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"google.golang.org/grpc"
 
 	berthimages "github.com/berthd/berth/api/berth/images/v1"
 	"github.com/berthd/berth/api/berth/maintenance/v1"
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/client"
-	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -110,18 +107,17 @@ func TestPower(t *testing.T) {
 
 // stock makes the images, the same in every round, and puts them into the registry.
 func (p *power) stock(registry *harness.Registry) {
-	r := rand.New(rand.NewPCG(1, 2))
-	base := p.layer(r, "base", 200)
+	var named []string
 	for n := range powerImages {
-		image := testimage.Image{Name: fmt.Sprintf("power/image%d:latest", n), Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Layers: [][]byte{base}}
-		for l := range 2 + n {
-			image.Layers = append(image.Layers, p.layer(r, fmt.Sprint("layer", l), 100))
-		}
-		layout, err := testimage.NewLayout(testimage.Gzip, image)
+		named = append(named, fmt.Sprintf("power/image%d:latest", n))
+	}
+	layouts, err := harness.RandomImages{Base: 200, Layer: 100, File: 12_000}.Make(rand.New(rand.NewPCG(1, 2)), named...)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for n, layout := range layouts {
 		var archive bytes.Buffer
-		if err == nil {
-			err = layout.WriteTar(&archive)
-		}
+		err := layout.WriteTar(&archive)
 		var files map[string][]byte
 		if err == nil {
 			files, err = layout.Files()
@@ -130,25 +126,9 @@ func (p *power) stock(registry *harness.Registry) {
 			p.t.Fatal(err)
 		}
 		p.push(registry.URL, fmt.Sprintf("power/image%d", n), files)
-		p.names = append(p.names, fmt.Sprintf("%s/power/image%d:latest", registry.Host, n))
+		p.names = append(p.names, registry.Host+"/"+named[n])
 		p.archives = append(p.archives, archive.Bytes())
 	}
-}
-
-func (p *power) layer(r *rand.Rand, dir string, files int) []byte {
-	all := []testimage.File{{Name: dir + "/"}}
-	for n := range files {
-		body := make([]byte, r.IntN(12_000))
-		for i := range body {
-			body[i] = byte(r.Uint32())
-		}
-		all = append(all, testimage.File{Name: fmt.Sprintf("%s/file%d", dir, n), Body: string(body)})
-	}
-	layer, err := testimage.Layer(all...)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return layer
 }
 
 // push puts the blobs of a layout into a registry, and its manifest as latest.
@@ -195,19 +175,8 @@ func (p *power) request(method, url, mediaType string, body []byte) *http.Respon
 func (p *power) check(when string) {
 	ctx, cancel := context.WithTimeout(context.Background(), powerTime)
 	defer cancel()
-	// What a dead daemon has left is swept at the start, before the first collection.
-	if _, err := p.client.Maintenance().Collect(ctx, &maintenance.CollectRequest{}, grpc.WaitForReady(true)); err != nil {
-		p.t.Errorf("collect: %v", err)
-	}
-	stream, err := p.client.Maintenance().Check(ctx, &maintenance.CheckRequest{ReadContent: true, Images: true}, grpc.WaitForReady(true))
-	for err == nil {
-		var problem *maintenance.Problem
-		if problem, err = stream.Recv(); err == nil && !problem.GetNote() {
-			p.t.Errorf("%s: %s %s: %s", when, problem.GetKind(), problem.GetObject(), problem.GetText())
-		}
-	}
-	if !errors.Is(err, io.EOF) {
-		p.t.Errorf("%s: check: %v", when, err)
+	if err := harness.Check(ctx, p.client.Maintenance(), &maintenance.CheckRequest{ReadContent: true, Images: true}); err != nil {
+		p.t.Errorf("%s: %v", when, err)
 	}
 }
 
