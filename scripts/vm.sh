@@ -88,7 +88,7 @@ userland() {
 		[ "$applet" = busybox ] || ln -sf /bin/busybox "$root/bin/$applet"
 	done
 	# Where busybox behaves in its own way, tests want what machines have.
-	rm "$root"/bin/{sh,yes,tar,gzip,ip,modprobe,cp,mount}
+	rm -f "$root"/bin/{sh,yes,tar,gzip,ip,modprobe,cp,mount,blkid}
 	copy /bin/dash /usr/bin/yes /sbin/modprobe /bin/cp /bin/mount /usr/bin/du
 	ln -s dash "$root/bin/sh"
 	copy "$(command -v runc)" "$(command -v crun)" "$(command -v criu)"
@@ -100,7 +100,7 @@ userland() {
 	# What criu runs: for a tmpfs, the network's state, and to close the network.
 	copy /bin/tar /bin/gzip "$(command -v ip)" /usr/sbin/{ip,ip6}tables-{save,restore} /usr/lib/x86_64-linux-gnu/xtables/*.so
 	# What makes file systems.
-	copy /sbin/mkfs.ext4 /etc/mke2fs.conf "$(command -v mkfs.erofs)" "$(command -v mkfs.xfs)"
+	copy /sbin/mkfs.ext{2,3,4} /etc/mke2fs.conf /sbin/blkid "$(command -v mkfs.erofs)" "$(command -v mkfs.xfs)"
 	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
 	printf 'root:x:0:\ntty:x:5:\nnogroup:x:65534:\n' >"$root/etc/group"
 	echo vm >"$root/etc/hostname"

@@ -93,6 +93,11 @@ func (d *Dirs) Root() string { return d.root }
 // Path is where the directory of id is, once it is made.
 func (d *Dirs) Path(id ID) string { return filepath.Join(d.dir, id.String()) }
 
+// Places are where the directory of id may be, whole or not.
+func (d *Dirs) Places(id ID) []string {
+	return []string{d.Path(id), d.temp(newPrefix, id), d.temp(oldPrefix, id)}
+}
+
 // Create makes the directory of id. fill puts into it what belongs there; then
 // it gets its name, flush flushes what fill has made, and the name is flushed.
 // After an error nothing is left. AlreadyExists: it is there, whoever made it.

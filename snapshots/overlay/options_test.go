@@ -6,14 +6,12 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/archive"
 	"github.com/berthd/berth/internal/leak"
@@ -238,59 +236,5 @@ func TestQuotaMissing(t *testing.T) {
 	}
 	if _, err := free.Create(snapshots.Active, "limited", "base", map[string]string{labelMaxSize: "much"}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Error(err)
-	}
-}
-
-// TestQuota writes more than a layer may take, on an ext4 with project quotas.
-func TestQuota(t *testing.T) {
-	if _, err := exec.LookPath("mkfs.ext4"); err != nil || os.Geteuid() != 0 {
-		t.Skip("needs root and mkfs.ext4")
-	}
-	leak.Check(t)
-	image, root := filepath.Join(t.TempDir(), "disk"), t.TempDir()
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(image, 64<<20); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota", image).CombinedOutput(); err != nil {
-		t.Skipf("mkfs.ext4 can't: %s", out)
-	}
-	if err := (mount.Mount{Type: "ext4", Source: image, Options: []string{"loop", "prjquota"}}).Do(root); err != nil {
-		t.Skipf("this kernel has no project quotas: %v", err)
-	}
-	defer func() {
-		if err := mount.UnmountAll(root); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := ProbeQuota(root); err != nil {
-		t.Skip(err)
-	}
-	d, err := Open(Config{Root: root, Quota: 4 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	s := snapshottest.NewStore(d)
-	mounts, err := s.Create(snapshots.Active, "small", "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(mounts[0].Source, "file")
-	if err := os.WriteFile(file, make([]byte, 8<<20), 0o644); !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("more than the limit: %v", err)
-	}
-	// A committed layer has no limit any more, and the next one has its own.
-	if err := s.Commit("layer", "small", ""); err != nil {
-		t.Fatal(err)
-	}
-	mounts, err = s.Create(snapshots.Active, "unpacking", "", map[string]string{labelDiffID: "sha256:x"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(mounts[0].Source, "file"), make([]byte, 8<<20), 0o644); err != nil {
-		t.Errorf("a layer of an image: %v", err)
 	}
 }

@@ -16,6 +16,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"os"
@@ -141,13 +142,14 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 	if o.Kind == snapshots.Active {
 		made = append(made, workDir)
 	}
-	fill := func(dir string) error {
+	limited := uint32(0)
+	fill := func(dir string) (err error) {
 		for _, name := range made {
 			if err := os.Mkdir(filepath.Join(dir, name), 0o711); err != nil {
 				return err
 			}
 		}
-		if err := d.limit(dir, id, o); err != nil {
+		if limited, err = d.limit(dir, id, o); err != nil {
 			return err
 		}
 		return root.apply(filepath.Join(dir, fsDir))
@@ -163,7 +165,11 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 		}
 		return nil
 	}
-	return d.dirs.Create(ctx, id, fill, flush)
+	err := d.dirs.Create(ctx, id, fill, flush)
+	if err != nil && limited != 0 {
+		err = errors.Join(err, d.lift(limited))
+	}
+	return err
 }
 
 // Mounts implements snapshots.Driver.
@@ -200,12 +206,10 @@ func bind(source string, options []string) []mount.Mount {
 	return []mount.Mount{{Type: "bind", Source: source, Options: options}}
 }
 
-// Flush implements snapshots.Driver.
+// Flush implements snapshots.Driver. A limit stays, as it is not said that the
+// snapshot becomes a layer; nothing is written into one.
 func (d *Driver) Flush(_ context.Context, id snapshots.ID) error {
 	if _, err := os.Lstat(d.fs(id)); err != nil {
-		return fmt.Errorf("overlay: flush snapshot %s: %w", id, err)
-	}
-	if err := d.unlimit(id); err != nil {
 		return fmt.Errorf("overlay: flush snapshot %s: %w", id, err)
 	}
 	if err := d.dirs.Flush(); err != nil {
@@ -214,12 +218,14 @@ func (d *Driver) Flush(_ context.Context, id snapshots.ID) error {
 	return nil
 }
 
-// Remove implements snapshots.Driver.
+// Remove implements snapshots.Driver. That a limit can't be taken off keeps no
+// directory from going.
 func (d *Driver) Remove(ctx context.Context, id snapshots.ID) error {
-	if err := d.unlimit(id); err != nil {
-		return fmt.Errorf("overlay: remove snapshot %s: %w", id, err)
+	err := d.unlimit(id)
+	if err != nil {
+		err = fmt.Errorf("overlay: take the limit off snapshot %s: %w", id, err)
 	}
-	return d.dirs.Remove(ctx, id)
+	return errors.Join(err, d.dirs.Remove(ctx, id))
 }
 
 // Usage implements snapshots.Driver.

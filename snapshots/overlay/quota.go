@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"unsafe"
@@ -18,35 +20,51 @@ import (
 
 // Project quotas: see quotactl(2) and ioctl_xfs_fsgetxattr(2). Everything made
 // in a directory belongs to the directory's project, and what a project takes
-// has a limit.
+// has a limit. Upper and working directory of a snapshot have a project of their
+// own; which one it is, only the working directory is asked: what is in the other
+// may belong to a container.
 const (
-	quotaGetFormat = 0x800004
-	quotaSet       = 0x800008
-	projectQuota   = 2
-	quotaLimits    = 1    // QIF_BLIMITS: the limits of space count
-	quotaBlock     = 1024 // bytes, unit of limits
+	quotaGet     = 0x800007 // Q_GETQUOTA
+	quotaSet     = 0x800008 // Q_SETQUOTA
+	quotaState   = 0x5808   // Q_XGETQSTATV, which ext4 answers as well
+	projectQuota = 2
+	quotaLimits  = 1    // QIF_BLIMITS: the limits of space count
+	quotaBlock   = 1024 // bytes, unit of limits
+	counted      = 1 << 4
+	enforced     = 1 << 5 // FS_QUOTA_PDQ_ENFD
 
 	getXattr = 0x801c581f // FS_IOC_FSGETXATTR
 	setXattr = 0x401c5820 // FS_IOC_FSSETXATTR
 	inherit  = 0x200      // FS_XFLAG_PROJINHERIT
 
-	// firstProject is above what /etc/projid of most machines has.
+	// firstProject is above what /etc/projid of most machines has. A snapshot has
+	// the project firstProject+N, unless that is taken.
 	firstProject = 1 << 24
+	// maxProjects is how many projects are tried.
+	maxProjects = 64
 )
 
 // dqblk is struct if_dqblk.
 type dqblk struct {
-	hard, soft, space            uint64
-	inodesHard, inodesSoft, used uint64
-	time, inodesTime             uint64
-	valid                        uint32
-	_                            uint32
+	hard, soft, space              uint64
+	inodesHard, inodesSoft, inodes uint64
+	time, inodesTime               uint64
+	valid                          uint32
+	_                              uint32
 }
 
 // fsxattr is struct fsxattr.
 type fsxattr struct {
 	flags, extentSize, extents, project, cowExtentSize uint32
 	_                                                  [8]byte
+}
+
+// statv is struct fs_quota_statv, of which only the flags matter.
+type statv struct {
+	version uint8
+	_       uint8
+	flags   uint16
+	_       [156]byte
 }
 
 // ProbeQuota tells why the writable layers below root can't be given limits, or
@@ -57,13 +75,19 @@ func ProbeQuota(root string) error {
 		return fmt.Errorf("quota: %w", err)
 	}
 	defer dir.Close()
-	var format uint32
-	err = quotactl(dir, quotaGetFormat, 0, unsafe.Pointer(&format))
-	if err == nil {
+	state := statv{version: 1}
+	err = quotactl(dir, quotaState, 0, unsafe.Pointer(&state))
+	switch {
+	case err != nil:
+	case state.flags&counted == 0:
+		err = errors.New("it counts other quotas only")
+	case state.flags&enforced == 0:
+		err = errors.New("it counts what projects take, and limits nothing")
+	default:
 		_, err = project(dir)
 	}
 	if err != nil {
-		return fmt.Errorf("layers in %s can't be given a limit: its file system has no project quotas (%w); "+
+		return fmt.Errorf("layers in %s can't be given a limit: its file system keeps no project quotas (%w); "+
 			"mount an ext4 (made with -O quota,project) or an XFS there with the option prjquota: %w", root, err, errdefs.ErrFailedPrecondition)
 	}
 	return nil
@@ -107,12 +131,18 @@ func setProject(path string, id uint32) error {
 	return nil
 }
 
-// projectOf is the project of a snapshot.
-func projectOf(id snapshots.ID) (uint32, error) {
-	if id > math.MaxUint32-firstProject {
-		return 0, fmt.Errorf("number %s is too high for a project: %w", id, errdefs.ErrOutOfRange)
+// projects gives the projects that a snapshot may have, the one to prefer first.
+func projects(id snapshots.ID) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		if id < math.MaxUint32-firstProject && !yield(uint32(firstProject+id)) {
+			return
+		}
+		for range maxProjects {
+			if !yield(firstProject + rand.Uint32N(math.MaxUint32-firstProject)) {
+				return
+			}
+		}
 	}
-	return uint32(firstProject + id), nil
 }
 
 // limitOf is how many bytes a new snapshot may take; 0: any. A layer of an image
@@ -132,52 +162,119 @@ func (d *Driver) limitOf(o snapshots.CreateOptions) (int64, error) {
 	return limit, nil
 }
 
-// limit gives the directories of a new snapshot, which are empty, their limit.
-func (d *Driver) limit(dir string, id snapshots.ID, o snapshots.CreateOptions) error {
+// limit gives the directories of a new snapshot, which are empty, their limit, and
+// tells the project; 0: there is no limit.
+func (d *Driver) limit(dir string, id snapshots.ID, o snapshots.CreateOptions) (uint32, error) {
 	limit, err := d.limitOf(o)
 	if err != nil || limit == 0 {
-		return err
+		return 0, err
 	}
 	if err := ProbeQuota(d.dirs.Root()); err != nil {
-		return err
+		return 0, err
 	}
-	p, err := projectOf(id)
+	f, err := os.Open(dir)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	for _, name := range []string{fsDir, workDir} {
-		if err := setProject(filepath.Join(dir, name), p); err != nil {
-			return err
+	defer f.Close()
+	for p := range projects(id) {
+		taken, err := takeProject(f, p)
+		if err != nil {
+			return 0, err
+		}
+		if taken {
+			return p, setLimit(f, p, limit)
 		}
 	}
-	return setLimit(dir, p, limit)
+	return 0, fmt.Errorf("each of %d projects on the file system of %s is taken: %w", maxProjects, d.dirs.Root(), errdefs.ErrUnavailable)
+}
+
+// takeProject gives the directories of a new snapshot a project, unless others
+// have that: another daemon with a root on the same file system, somebody's own
+// projects, files that are removed and still open. Who takes the same at the same
+// time sees too many directories in it, as does this one, and both look further.
+func takeProject(dir *os.File, p uint32) (bool, error) {
+	if is, err := usage(dir, p); err != nil || is != (dqblk{}) {
+		return false, err
+	}
+	for _, name := range []string{fsDir, workDir} {
+		if err := setProject(filepath.Join(dir.Name(), name), p); err != nil {
+			return false, err
+		}
+	}
+	is, err := usage(dir, p)
+	return is.inodes == 2, err
+}
+
+// usage is what a project takes and may take on the file system of dir.
+func usage(dir *os.File, p uint32) (dqblk, error) {
+	var is dqblk
+	err := quotactl(dir, quotaGet, p, unsafe.Pointer(&is))
+	if errors.Is(err, unix.ENOENT) { // xfs knows of none such
+		return dqblk{}, nil
+	}
+	is.valid, is.time, is.inodesTime = 0, 0, 0
+	return is, err
 }
 
 // setLimit sets how much a project may take on the file system of dir; 0: any.
-func setLimit(dir string, p uint32, limit int64) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+func setLimit(dir *os.File, p uint32, limit int64) error {
 	block := dqblk{hard: uint64(limit+quotaBlock-1) / quotaBlock, valid: quotaLimits}
-	return quotactl(f, quotaSet, p, unsafe.Pointer(&block))
+	return quotactl(dir, quotaSet, p, unsafe.Pointer(&block))
 }
 
-// unlimit takes the limit off a snapshot that is to be a layer, or to go.
-func (d *Driver) unlimit(id snapshots.ID) error {
-	f, err := os.Open(d.fs(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+// lift takes the limit off a project, which nothing is in any more or soon.
+func (d *Driver) lift(p uint32) error {
+	dir, err := os.Open(d.dirs.Root())
 	if err != nil {
 		return err
+	}
+	defer dir.Close()
+	err = setLimit(dir, p, 0)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ESRCH) { // there are no quotas any more
+		return nil
+	}
+	return err
+}
+
+// unlimit takes the limit off a snapshot that is to go, whole or not.
+func (d *Driver) unlimit(id snapshots.ID) error {
+	above, err := projectAt(filepath.Dir(d.dirs.Path(id)))
+	if err != nil || !above.known {
+		return err
+	}
+	for _, dir := range d.dirs.Places(id) {
+		own, err := projectAt(filepath.Join(dir, workDir))
+		if err != nil {
+			return err
+		}
+		// Without a limit it has the project of the directory that it was made in.
+		if own.known && own.id >= firstProject && own.id != above.id {
+			return d.lift(own.id)
+		}
+	}
+	return nil
+}
+
+// owned is the project of a directory, where there are projects.
+type owned struct {
+	id    uint32
+	known bool
+}
+
+// projectAt reads the project of a directory, which need not be there.
+func projectAt(path string) (owned, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return owned{}, nil
+	}
+	if err != nil {
+		return owned{}, err
 	}
 	defer f.Close()
 	x, err := project(f)
-	p, wrong := projectOf(id)
-	if err != nil || wrong != nil || x.project != p {
-		return nil // a file system without projects, or a snapshot without a limit
+	if err != nil {
+		return owned{}, nil // a file system without
 	}
-	return setLimit(f.Name(), p, 0)
+	return owned{x.project, true}, nil
 }
