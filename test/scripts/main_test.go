@@ -60,10 +60,13 @@ func TestScripts(t *testing.T) {
 }
 
 // condition tells what scripts ask about the machine in brackets: criu, whether it
-// can make checkpoints here.
+// can make checkpoints here; vm, whether this is the virtual machine of scripts/vm.sh.
 func condition(name string) (bool, error) {
-	if name == "criu" {
+	switch name {
+	case "criu":
 		return exec.Command("criu", "check").Run() == nil, nil
+	case "vm":
+		return os.Getenv("BERTH_VM") != "", nil
 	}
 	return false, fmt.Errorf("unknown condition %q", name)
 }
