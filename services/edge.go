@@ -35,7 +35,7 @@ var large = []string{
 
 // edge is what every call passes on its way in and out.
 type edge struct {
-	rest    func() // called at the end of a large call; nil: nothing is
+	rest    func(large bool) // called at the end of a call; nil: nothing is
 	log     *slog.Logger
 	metrics *obs.Metrics
 	known   map[string]bool // full names of the methods that are served; set before the first call
@@ -89,8 +89,8 @@ func (e *edge) pass(ctx context.Context, method string, long bool, call func(con
 	if err != nil && errors.Is(context.Cause(ctx), errDraining) {
 		err = errDraining
 	}
-	if e.rest != nil && slices.ContainsFunc(large, func(service string) bool { return strings.HasPrefix(method, service) }) {
-		e.rest()
+	if e.rest != nil {
+		e.rest(slices.ContainsFunc(large, func(service string) bool { return strings.HasPrefix(method, service) }))
 	}
 	err = wire(err)
 	e.tell(ctx, method, long, began, err)

@@ -23,8 +23,10 @@ type scopeKey struct{}
 // counts: clients put theirs before what they pass on. A valid namespace is
 // also put on calls that go out on behalf of this one.
 func withScope(ctx context.Context) context.Context {
-	md, _ := grpcmetadata.FromIncomingContext(ctx)
-	s := metadata.Scope{Namespace: first(md.Get(namespaceHeader)), Lease: first(md.Get(leaseHeader))}
+	s := metadata.Scope{
+		Namespace: first(grpcmetadata.ValueFromIncomingContext(ctx, namespaceHeader)),
+		Lease:     first(grpcmetadata.ValueFromIncomingContext(ctx, leaseHeader)),
+	}
 	if names.Namespace(s.Namespace) == nil {
 		ctx = grpcmetadata.AppendToOutgoingContext(ctx, namespaceHeader, s.Namespace)
 		ctx = ttrpc.WithMetadata(ctx, ttrpc.MD{namespaceTTRPCHeader: {s.Namespace}})

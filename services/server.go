@@ -54,6 +54,7 @@ const (
 	streamWindow = 2 << 20 // what a client may send on a stream before it is read
 	connWindow   = 4 << 20 // and on a connection
 	socketBuffer = 64 << 10
+	callWorkers  = 4 // goroutines that stay for calls; what they are too few for gets its own
 )
 
 // forwardMethod is the one method of the ttrpc server.
@@ -81,8 +82,9 @@ type Config struct {
 	Build       build.Info
 	Log         *slog.Logger
 	Metrics     *obs.Metrics
-	// Rest is called at the end of calls that may have taken memory; nil: nothing is.
-	Rest  func()
+	// Rest is called at the end of calls, and told whether they may have taken much
+	// memory; nil: nothing is.
+	Rest  func(much bool)
 	Drain time.Duration // that calls in flight have to end once the daemon stops
 }
 
@@ -112,6 +114,8 @@ func New(c Config) (*Server, error) {
 		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.ReadBufferSize(socketBuffer), grpc.WriteBufferSize(socketBuffer),
 		grpc.ConnectionTimeout(20*time.Second), grpc.WaitForHandlers(true),
+		// Goroutines that stay have stacks of the size that calls need; a new one's grows with each.
+		grpc.NumStreamWorkers(callWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	s.register(c, uint64(pidns.Ino), running)

@@ -87,6 +87,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	// Surface: the services.
 	memory := &trimmer{trim: trim}
 	p.opened(memory)
+	memory.rest(true) // the start takes much
 	p.server, err = services.New(services.Config{
 		DB: st.db, Tasks: tasks, Journal: st.journal, Images: store, Remotes: registries, Logs: st.output,
 		Collect: collector.Collect, Failing: failing(keeper), RuntimeInfo: runtimes.info, Layout: p.layout(st.drivers),

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,7 +16,7 @@ func TestTrimmer(t *testing.T) {
 		told := func() int { synctest.Wait(); return int(count.Load()) }
 		m := &trimmer{trim: func() { count.Add(1) }}
 		for range 3 {
-			m.rest()
+			m.rest(true)
 			time.Sleep(restTime - time.Second)
 		}
 		if n := told(); n != 0 {
@@ -24,17 +26,27 @@ func TestTrimmer(t *testing.T) {
 		if n := told(); n != 1 {
 			t.Errorf("%d times afterwards", n)
 		}
-		m.rest()
+		m.rest(false)
 		time.Sleep(2 * restTime)
 		if n := told(); n != 2 {
 			t.Errorf("%d times after the second work", n)
 		}
-		m.rest()
+		// Small calls that never end don't put it off.
+		for range 2 * restTime / time.Second {
+			m.rest(false)
+			time.Sleep(time.Second)
+		}
+		if n := told(); n != 3 && n != 4 {
+			t.Errorf("%d times beside small work", n)
+		}
+		time.Sleep(2 * restTime)
+		before := told()
+		m.rest(false)
 		if err := m.Close(); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * restTime)
-		if told() != 2 {
+		if told() != before {
 			t.Error("once more after the end")
 		}
 	})
@@ -53,3 +65,34 @@ func TestTrimGivesBack(t *testing.T) {
 }
 
 var sink []byte
+
+// TestPacer: a small heap is collected less often than its share says, a large one
+// as it is configured.
+func TestPacer(t *testing.T) {
+	const mib = 1 << 20
+	var told []int
+	p := &pacer{least: 50, now: 50, set: func(percent int) { told = append(told, percent) }}
+	for _, live := range []uint64{mib, 2 * mib, 4 * mib, 20 * mib, 30 * mib, 0} {
+		p.adjust(live)
+	}
+	if want := []int{200, 150, 50, 200}; !slices.Equal(told, want) {
+		t.Errorf("%v, want %v", told, want)
+	}
+}
+
+// TestPacerFollows collections, until it is closed.
+func TestPacerFollows(t *testing.T) {
+	told := make(chan int, 1)
+	p := &pacer{least: 1, now: 1, set: func(percent int) { told <- percent }}
+	p.watch()
+	for range 2 {
+		p.now = 1 // so that there is something to tell
+		runtime.GC()
+		select {
+		case <-told:
+		case <-time.After(10 * time.Second):
+			t.Fatal("a collection that it did not see")
+		}
+	}
+	p.Close()
+}

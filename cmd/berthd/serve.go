@@ -43,7 +43,8 @@ func serve(ctx context.Context, f *flags, errOut io.Writer) error {
 	r := &reloader{flags: f, running: cfg, level: dial, log: log, signals: make(chan os.Signal, 4)}
 	signal.Notify(r.signals, syscall.SIGHUP, syscall.SIGUSR1)
 	defer signal.Stop(r.signals)
-	limitMemory(cfg.Memory)
+	pace := limitMemory(cfg.Memory)
+	defer pace.Close()
 
 	p, err := build(ctx, cfg, log)
 	if err != nil {
@@ -54,13 +55,16 @@ func serve(ctx context.Context, f *flags, errOut io.Writer) error {
 
 // limitMemory keeps the idle daemon small. What the environment says to Go's
 // own variables counts more.
-func limitMemory(m config.Memory) {
+func limitMemory(m config.Memory) *pacer {
+	p := &pacer{least: m.GCPercent, now: m.GCPercent, set: func(percent int) { debug.SetGCPercent(percent) }}
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(m.GCPercent)
+		p.set(p.now)
+		p.watch()
 	}
 	if os.Getenv("GOMEMLIMIT") == "" && m.Limit > 0 {
 		debug.SetMemoryLimit(m.Limit)
 	}
+	return p
 }
 
 // settleTime is how long a daemon that was told to stop takes events from the

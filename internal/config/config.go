@@ -86,7 +86,7 @@ type Events struct {
 
 // Memory keeps the idle daemon small.
 type Memory struct {
-	GCPercent int   `toml:"gc_percent" comment:"Go's GOGC: lower takes less memory and more CPU."`
+	GCPercent int   `toml:"gc_percent" comment:"Go's GOGC: lower takes less memory and more CPU. A small heap is collected less often."`
 	Limit     int64 `toml:"limit" comment:"Go's soft memory limit in bytes; 0: none."`
 }
 
