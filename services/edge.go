@@ -35,7 +35,7 @@ var large = []string{
 
 // edge is what every call passes on its way in and out.
 type edge struct {
-	rest    func(large bool) // called at the end of a call; nil: nothing is
+	memory  Memory // nil: nobody looks after it
 	log     *slog.Logger
 	metrics *obs.Metrics
 	known   map[string]bool // full names of the methods that are served; set before the first call
@@ -77,6 +77,7 @@ func (e *edge) ttrpc(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttr
 // but not timed.
 func (e *edge) pass(ctx context.Context, method string, long bool, call func(context.Context) error) error {
 	began := time.Now()
+	defer e.remember(method)()
 	ctx = withScope(ctx)
 	if endless[method] {
 		var cancel context.CancelCauseFunc
@@ -89,12 +90,21 @@ func (e *edge) pass(ctx context.Context, method string, long bool, call func(con
 	if err != nil && errors.Is(context.Cause(ctx), errDraining) {
 		err = errDraining
 	}
-	if e.rest != nil {
-		e.rest(slices.ContainsFunc(large, func(service string) bool { return strings.HasPrefix(method, service) }))
-	}
 	err = wire(err)
 	e.tell(ctx, method, long, began, err)
 	return err
+}
+
+// remember tells of a call that begins, and gives what tells that it has ended.
+func (e *edge) remember(method string) (end func()) {
+	switch {
+	case e.memory == nil:
+		return func() {}
+	case slices.ContainsFunc(large, func(service string) bool { return strings.HasPrefix(method, service) }):
+		e.memory.Large()
+		return e.memory.Large
+	}
+	return e.memory.Small
 }
 
 // guarded turns a panic of the call into its error. The log has the stack; the

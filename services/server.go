@@ -82,10 +82,14 @@ type Config struct {
 	Build       build.Info
 	Log         *slog.Logger
 	Metrics     *obs.Metrics
-	// Rest is called at the end of calls, and told whether they may have taken much
-	// memory; nil: nothing is.
-	Rest  func(much bool)
-	Drain time.Duration // that calls in flight have to end once the daemon stops
+	Memory      Memory        // nil: nobody looks after it
+	Drain       time.Duration // that calls in flight have to end once the daemon stops
+}
+
+// Memory is told of calls, so that what they took can be given back.
+type Memory interface {
+	Large() // one that may take much begins or ends
+	Small() // any other ends
 }
 
 // Server is the whole API, not yet listening.
@@ -105,7 +109,7 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("pid namespace: %w", err)
 	}
 	running, stop := context.WithCancel(context.Background())
-	e := &edge{rest: c.Rest, log: c.Log, metrics: c.Metrics, running: running}
+	e := &edge{memory: c.Memory, log: c.Log, metrics: c.Metrics, running: running}
 	s := &Server{log: c.Log, drain: c.Drain, stop: stop, health: health.NewServer()}
 	s.grpc = grpc.NewServer(
 		grpc.UnaryInterceptor(e.unary), grpc.StreamInterceptor(e.stream), grpc.UnknownServiceHandler(unknown),

@@ -31,6 +31,8 @@ import (
 // what is made later stands on what was made before.
 func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, err error) {
 	p := &parts{cfg: cfg, log: log}
+	memory := limitMemory(cfg.Memory)
+	p.opened(memory)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -85,17 +87,15 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	runtimes := &features{binary: cfg.Runtime.Binary, deadline: cfg.Deadlines.Features.Duration, foreign: tasks.Info}
 
 	// Surface: the services.
-	memory := &trimmer{trim: trim}
-	p.opened(memory)
-	memory.rest(true) // the start takes much
 	p.server, err = services.New(services.Config{
 		DB: st.db, Tasks: tasks, Journal: st.journal, Images: store, Remotes: registries, Logs: st.output,
 		Collect: collector.Collect, Failing: failing(keeper), RuntimeInfo: runtimes.info, Layout: p.layout(st.drivers),
-		UUID: st.uuid, Build: version.Build(), Log: log, Metrics: metrics, Rest: memory.rest, Drain: cfg.Deadlines.Drain.Duration,
+		UUID: st.uuid, Build: version.Build(), Log: log, Metrics: metrics, Memory: memory, Drain: cfg.Deadlines.Drain.Duration,
 	})
 	if err != nil {
 		return nil, err
 	}
+	memory.Large() // the start takes much
 	p.background = append(p.background,
 		part{"supervision of tasks", tasks.Run},
 		part{"restart policies", keeper.Run},

@@ -5,7 +5,6 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -23,44 +22,118 @@ const (
 	mostPercent = 200
 )
 
-// trimmer gives memory back to the system once what needed it is over. Go does so by
-// itself, but only with its next collections, which an idle daemon has few of.
-type trimmer struct {
-	trim  func()
-	mu    sync.Mutex // guards what follows
-	timer *time.Timer
-	due   bool // the timer runs
+// keeper keeps the daemon small and quick.
+//
+// Go collects garbage by a share of what is in use, and a daemon that has little
+// would do so every few dozen calls: it gets some room, until a large call begins. And
+// Go gives memory back with its next collections, which an idle daemon has few of: the
+// keeper does once it rests.
+type keeper struct {
+	least      int // Go's percentage as it is configured
+	setPercent func(percent int)
+	trim       func()
+	inUse      func() uint64
+
+	// mu guards what follows.
+	mu      sync.Mutex
+	percent int  // that is set
+	large   bool // there was a large call since the last rest
+	timer   *time.Timer
+	due     bool // the timer runs
+	closed  bool
 }
 
-// rest is called at the end of calls. Those that took much put the moment off: the
-// next one like it may come at once.
-func (t *trimmer) rest(much bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch {
-	case t.timer == nil:
-		t.timer = time.AfterFunc(restTime, t.now)
-	case much || !t.due:
-		t.timer.Reset(restTime)
+// newKeeper is the keeper of this process. percent is 0 where somebody else has set
+// Go's percentage.
+func newKeeper(percent int) *keeper {
+	k := &keeper{
+		least: percent, setPercent: func(percent int) { debug.SetGCPercent(percent) }, trim: trim, inUse: inUse,
 	}
-	t.due = true
+	if percent > 0 {
+		k.set(percent)
+		k.watch()
+	}
+	return k
 }
 
-func (t *trimmer) now() {
-	t.mu.Lock()
-	t.due = false
-	t.mu.Unlock()
-	t.trim()
+// Large is called at the beginning and the end of calls that may take much memory,
+// and puts the rest off: the next one like it may come at once.
+func (k *keeper) Large() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.large = true
+	k.set(k.least)
+	k.start(true)
 }
 
-// Close ends the trimmer. It never fails.
-func (t *trimmer) Close() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.timer != nil {
-		t.timer.Stop()
+// Small is called at the end of all other calls.
+func (k *keeper) Small() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.start(!k.due)
+}
+
+// start has the rest come, from now on if anew. The caller holds mu.
+func (k *keeper) start(anew bool) {
+	switch {
+	case k.closed:
+		return
+	case k.timer == nil:
+		k.timer = time.AfterFunc(restTime, k.rest)
+	case anew:
+		k.timer.Reset(restTime)
+	}
+	k.due = true
+}
+
+func (k *keeper) rest() {
+	k.mu.Lock()
+	k.due, k.large = false, false
+	k.mu.Unlock()
+	k.trim()
+	k.collected()
+}
+
+// Close ends it. It never fails.
+func (k *keeper) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
+	if k.timer != nil {
+		k.timer.Stop()
 	}
 	return nil
+}
+
+// marker is garbage as soon as it is made, so that the next collection finds it.
+type marker struct{ _ *byte }
+
+// watch looks at what is in use after the next collection, and each that comes then.
+func (k *keeper) watch() {
+	runtime.AddCleanup(&marker{}, func(k *keeper) {
+		if k.collected() {
+			k.watch()
+		}
+	}, k)
+}
+
+// collected goes by what the last collection has left; false: the keeper is closed.
+func (k *keeper) collected() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.large {
+		k.set(max(k.least, min(mostPercent, int(room*100/max(k.inUse(), 1)))))
+	}
+	return !k.closed
+}
+
+// set sets Go's percentage, unless somebody else has. The caller holds mu, but for
+// newKeeper.
+func (k *keeper) set(percent int) {
+	if k.least > 0 && !k.closed && percent != k.percent {
+		k.percent = percent
+		k.setPercent(percent)
+	}
 }
 
 // trim collects and gives back what is free, unless the heap is small. How much of it
@@ -73,8 +146,17 @@ func trim() {
 
 // heap is how many bytes the heap holds of the system's.
 func heap() uint64 {
-	samples := []metrics.Sample{
-		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+	return read("/memory/classes/heap/objects:bytes", "/memory/classes/heap/unused:bytes", "/memory/classes/heap/free:bytes")
+}
+
+// inUse is how many bytes the last collection has left.
+func inUse() uint64 { return read("/gc/heap/live:bytes") }
+
+// read adds up metrics of the Go runtime.
+func read(names ...string) uint64 {
+	samples := make([]metrics.Sample, len(names))
+	for i, name := range names {
+		samples[i].Name = name
 	}
 	metrics.Read(samples)
 	sum := uint64(0)
@@ -82,48 +164,4 @@ func heap() uint64 {
 		sum += s.Value.Uint64()
 	}
 	return sum
-}
-
-// pacer has Go collect garbage less often while little is in use. Go goes by a share
-// of that, and a small daemon would collect every few dozen calls.
-type pacer struct {
-	least int // percent: what is configured
-	set   func(percent int)
-	now   int
-	done  atomic.Bool
-}
-
-// marker is garbage as soon as it is made, so that the next collection finds it.
-type marker struct{ _ *byte }
-
-// watch looks after the next collection, and each that comes then.
-func (p *pacer) watch() {
-	runtime.AddCleanup(&marker{}, func(p *pacer) {
-		if !p.done.Load() {
-			p.adjust(inUse())
-			p.watch()
-		}
-	}, p)
-}
-
-// adjust goes by what the last collection has left, in bytes.
-func (p *pacer) adjust(live uint64) {
-	percent := max(p.least, min(mostPercent, int(room*100/max(live, 1))))
-	if percent != p.now {
-		p.now = percent
-		p.set(percent)
-	}
-}
-
-// Close ends it. It never fails.
-func (p *pacer) Close() error {
-	p.done.Store(true)
-	return nil
-}
-
-// inUse is how many bytes the last collection has left.
-func inUse() uint64 {
-	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(samples)
-	return samples[0].Value.Uint64()
 }

@@ -9,15 +9,19 @@ import (
 	"time"
 )
 
-// TestTrimmer: memory is given back once, some time after the last of what needed it.
-func TestTrimmer(t *testing.T) {
+const mib = 1 << 20
+
+// TestKeeperTrims: memory is given back once, some time after the last of what needed
+// it, and whatever small calls come meanwhile.
+func TestKeeperTrims(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var count atomic.Int32
 		told := func() int { synctest.Wait(); return int(count.Load()) }
-		m := &trimmer{trim: func() { count.Add(1) }}
+		k := &keeper{trim: func() { count.Add(1) }, inUse: func() uint64 { return mib }}
 		for range 3 {
-			m.rest(true)
+			k.Large()
 			time.Sleep(restTime - time.Second)
+			k.Small()
 		}
 		if n := told(); n != 0 {
 			t.Errorf("%d times amidst the work", n)
@@ -26,30 +30,73 @@ func TestTrimmer(t *testing.T) {
 		if n := told(); n != 1 {
 			t.Errorf("%d times afterwards", n)
 		}
-		m.rest(false)
-		time.Sleep(2 * restTime)
-		if n := told(); n != 2 {
-			t.Errorf("%d times after the second work", n)
-		}
-		// Small calls that never end don't put it off.
 		for range 2 * restTime / time.Second {
-			m.rest(false)
+			k.Small()
 			time.Sleep(time.Second)
 		}
-		if n := told(); n != 3 && n != 4 {
-			t.Errorf("%d times beside small work", n)
+		if n := told(); n != 2 && n != 3 {
+			t.Errorf("%d times beside small calls", n)
 		}
 		time.Sleep(2 * restTime)
 		before := told()
-		m.rest(false)
-		if err := m.Close(); err != nil {
+		k.Small()
+		if err := k.Close(); err != nil {
 			t.Fatal(err)
 		}
+		k.Large()
 		time.Sleep(2 * restTime)
 		if told() != before {
 			t.Error("once more after the end")
 		}
 	})
+}
+
+// TestKeeperPaces: a small heap is collected less often than its share says, a large
+// one as it is configured, and so is any from the beginning of a large call.
+func TestKeeperPaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []int
+		live := uint64(0)
+		k := &keeper{least: 50, percent: 50, trim: func() {}, setPercent: func(percent int) { told = append(told, percent) }, inUse: func() uint64 { return live }}
+		for _, live = range []uint64{mib, 2 * mib, 4 * mib, 20 * mib, 30 * mib, 0} {
+			k.collected()
+		}
+		k.Large()
+		k.collected()
+		time.Sleep(2 * restTime)
+		k.Close()
+		if want := []int{200, 150, 50, 200, 50, 200}; !slices.Equal(told, want) {
+			t.Errorf("%v, want %v", told, want)
+		}
+	})
+}
+
+// TestKeeperLeavesAlone: what the environment says of Go's percentage counts.
+func TestKeeperLeavesAlone(t *testing.T) {
+	k := newKeeper(0)
+	k.setPercent = func(int) { t.Error("it is set") }
+	k.Large()
+	k.collected()
+	k.Close()
+}
+
+// TestKeeperWatches all collections, until it is closed.
+func TestKeeperWatches(t *testing.T) {
+	told := make(chan int, 1)
+	k := &keeper{least: 1, setPercent: func(percent int) { told <- percent }, inUse: func() uint64 { return mib }}
+	k.watch()
+	for range 2 {
+		k.mu.Lock()
+		k.percent = 1 // so that there is something to tell
+		k.mu.Unlock()
+		runtime.GC()
+		select {
+		case <-told:
+		case <-time.After(10 * time.Second):
+			t.Fatal("a collection that it did not see")
+		}
+	}
+	k.Close()
 }
 
 // TestTrimGivesBack frees a heap that nobody needs any more.
@@ -65,34 +112,3 @@ func TestTrimGivesBack(t *testing.T) {
 }
 
 var sink []byte
-
-// TestPacer: a small heap is collected less often than its share says, a large one
-// as it is configured.
-func TestPacer(t *testing.T) {
-	const mib = 1 << 20
-	var told []int
-	p := &pacer{least: 50, now: 50, set: func(percent int) { told = append(told, percent) }}
-	for _, live := range []uint64{mib, 2 * mib, 4 * mib, 20 * mib, 30 * mib, 0} {
-		p.adjust(live)
-	}
-	if want := []int{200, 150, 50, 200}; !slices.Equal(told, want) {
-		t.Errorf("%v, want %v", told, want)
-	}
-}
-
-// TestPacerFollows collections, until it is closed.
-func TestPacerFollows(t *testing.T) {
-	told := make(chan int, 1)
-	p := &pacer{least: 1, now: 1, set: func(percent int) { told <- percent }}
-	p.watch()
-	for range 2 {
-		p.now = 1 // so that there is something to tell
-		runtime.GC()
-		select {
-		case <-told:
-		case <-time.After(10 * time.Second):
-			t.Fatal("a collection that it did not see")
-		}
-	}
-	p.Close()
-}

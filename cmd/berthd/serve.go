@@ -43,8 +43,6 @@ func serve(ctx context.Context, f *flags, errOut io.Writer) error {
 	r := &reloader{flags: f, running: cfg, level: dial, log: log, signals: make(chan os.Signal, 4)}
 	signal.Notify(r.signals, syscall.SIGHUP, syscall.SIGUSR1)
 	defer signal.Stop(r.signals)
-	pace := limitMemory(cfg.Memory)
-	defer pace.Close()
 
 	p, err := build(ctx, cfg, log)
 	if err != nil {
@@ -53,18 +51,16 @@ func serve(ctx context.Context, f *flags, errOut io.Writer) error {
 	return errors.Join(p.run(ctx, r, errOut, began), p.close())
 }
 
-// limitMemory keeps the idle daemon small. What the environment says to Go's
-// own variables counts more.
-func limitMemory(m config.Memory) *pacer {
-	p := &pacer{least: m.GCPercent, now: m.GCPercent, set: func(percent int) { debug.SetGCPercent(percent) }}
-	if os.Getenv("GOGC") == "" {
-		p.set(p.now)
-		p.watch()
-	}
+// limitMemory keeps the daemon small. What the environment says to Go's own
+// variables counts more.
+func limitMemory(m config.Memory) *keeper {
 	if os.Getenv("GOMEMLIMIT") == "" && m.Limit > 0 {
 		debug.SetMemoryLimit(m.Limit)
 	}
-	return p
+	if os.Getenv("GOGC") != "" {
+		return newKeeper(0)
+	}
+	return newKeeper(m.GCPercent)
 }
 
 // settleTime is how long a daemon that was told to stop takes events from the
