@@ -294,7 +294,7 @@ func loseKey(t *testing.T, made testregistry.Keys, data []byte) {
 		write(t, filepath.Join(certs, host, to), string(text))
 	}
 	client := quick(t, Config{HostsDir: certs})
-	if got, err := fetch(t, open(t, client, host+"/a", Access{}), describe("", data), 0); err != nil || !bytes.Equal(got, data) || proto.Load() != "HTTP/2.0" {
+	if got, err := fetch(t, open(t, client, host+"/a", Access{}), describe("", data), 0); err != nil || !bytes.Equal(got, data) || proto.Load() != "HTTP/1.1" {
 		t.Errorf("%q by %v, %v", got, proto.Load(), err)
 	}
 	if _, err := fetch(t, open(t, client, host+"/down", Access{}), describe("", data), 0); !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "from https to http") {

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -98,10 +97,6 @@ func passing(err error) bool {
 	if dns := (*net.DNSError)(nil); errors.As(err, &dns) {
 		return dns.IsTemporary || dns.IsTimeout
 	}
-	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
-		return true
-	}
-	// net/http has no types for what goes wrong between two that speak HTTP/2.
-	text := err.Error()
-	return strings.Contains(text, "http2: ") || strings.Contains(text, "stream error: ")
+	timeout := net.Error(nil)
+	return errors.As(err, &timeout) && timeout.Timeout()
 }

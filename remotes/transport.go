@@ -49,8 +49,10 @@ func newPool(config Config, host Host, keys *tls.Config) *pool {
 			IdleConnTimeout:        60 * time.Second,
 			MaxIdleConnsPerHost:    config.MaxBlobs,
 			MaxResponseHeaderBytes: maxHeader,
-			ForceAttemptHTTP2:      true,
-			DisableCompression:     true, // bodies are what they are digested as
+			// HTTP/2 would keep up to 4 MiB of each layer in memory, and have all of them wait for
+			// one connection; between hosts the kernel's buffers do better.
+			Protocols:          protocols(),
+			DisableCompression: true, // bodies are what they are digested as
 		}
 	}
 	foreign := keys.Clone()
@@ -59,6 +61,12 @@ func newPool(config Config, host Host, keys *tls.Config) *pool {
 		own: make_(keys), foreign: make_(foreign), used: time.Now(),
 		blobs: make(slots, config.MaxBlobs), rest: make(slots, config.MaxRequests),
 	}
+}
+
+func protocols() *http.Protocols {
+	p := &http.Protocols{}
+	p.SetHTTP1(true)
+	return p
 }
 
 func (p *pool) close() {
