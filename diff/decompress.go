@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
@@ -105,11 +106,11 @@ func sniff(r io.Reader) (*stream, error) {
 		s.Reader = z // its Close only repeats the error of a Read
 	case isZstd(head):
 		s.what = Zstd
-		z, err := zstd.NewReader(buffered, zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		z, err := zstdDecoder(buffered)
 		if err != nil {
 			return nil, s.damaged(err)
 		}
-		s.Reader, s.close = z, z.Close
+		s.Reader, s.close = z, func() { leaveZstd(z) }
 	}
 	return s, nil
 }
@@ -118,6 +119,24 @@ func sniff(r io.Reader) (*stream, error) {
 func isZstd(head []byte) bool {
 	return bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
 		len(head) == 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:], []byte{0x2a, 0x4d, 0x18})
+}
+
+// zstdDecoders are kept from layer to layer: each has as much memory as its window
+// is large, mostly 8 MiB. What nobody needs any more goes with a garbage collection.
+var zstdDecoders sync.Pool
+
+func zstdDecoder(r io.Reader) (*zstd.Decoder, error) {
+	if z, ok := zstdDecoders.Get().(*zstd.Decoder); ok {
+		return z, z.Reset(r)
+	}
+	return zstd.NewReader(r, zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+}
+
+// leaveZstd ends what a decoder does, so that it can be used for another layer.
+func leaveZstd(z *zstd.Decoder) {
+	if z.Reset(nil) == nil {
+		zstdDecoders.Put(z)
+	}
 }
 
 func nothing() {}

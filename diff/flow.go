@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	chunkSize = 256 << 10 // bytes
+	chunkSize = 64 << 10 // bytes
 	chunks    = 8         // buffers that go round
 )
 

@@ -62,7 +62,8 @@ func (k *keeper) Large() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.large = true
-	k.set(k.least)
+	// What is in use from now on are mostly buffers, which cost a collection nothing.
+	k.set(max(k.least/2, 1))
 	k.start(true)
 }
 
