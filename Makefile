@@ -64,7 +64,7 @@ soak: ## what shim, daemon and machine hold after EXECS (10000) execs and CYCLES
 	@scripts/deps.sh run
 	cd test && BERTH_SOAK_EXECS=$(or $(EXECS),10000) BERTH_SOAK_CYCLES=$(or $(CYCLES),2000) $(GO) test -count=1 -v -timeout 0 ./soak
 
-test-vm: ## the task tests in a virtual machine with cgroup v2, runc and crun, and power cuts; RUN, SUITES=regexp select (SUITES=power)
+test-vm: ## tests of tasks and storage in a virtual machine with cgroup v2, runc and crun, quotas and erofs, and power cuts; RUN, SUITES=regexp select (SUITES=power)
 	@RUN='$(RUN)' SUITES='$(SUITES)' scripts/vm.sh
 
 fuzz: ## run every fuzz test for FUZZTIME (30s) each

@@ -11,45 +11,70 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// size of the disk, in bytes. Most of it is a hole in the image.
-const size = 96 << 20
+// kind is a file system that a disk can have: its size in bytes, most of which is
+// a hole in the image, what mkfs gets, and the options that keep the kernel from
+// flushing anything of its own accord while a test runs. xfs writes its log every
+// half a minute, and by default refuses the copy of what is mounted.
+type kind struct {
+	size    int64
+	mkfs    []string
+	options string
+}
 
-// Disk is a disk of its own, an ext4 file system.
+var kinds = map[string]kind{
+	"ext4": {96 << 20, []string{"-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"}, "commit=3000,noauto_da_alloc"},
+	"xfs":  {320 << 20, []string{"-q", "-f"}, "nouuid"},
+}
+
+// Disk is a disk of its own.
 type Disk struct {
 	Dir   string // where it is mounted
 	image string
+	fs    string
 }
 
-// New makes an empty disk that lasts until the test ends. The test is skipped
-// where there can be none: without root, loop devices or mkfs.ext4.
+// New makes an empty disk with ext4 that lasts until the test ends. The test is
+// skipped where there can be none: without root, loop devices, the file system or
+// its mkfs.
 func New(t *testing.T) *Disk {
 	t.Helper()
+	return NewOn(t, "ext4")
+}
+
+// NewOn makes an empty disk with the file system fs: ext4 or xfs.
+func NewOn(t *testing.T, fs string) *Disk {
+	t.Helper()
+	how := kinds[fs]
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
 		t.Skipf("no loop devices: %v", err)
 	}
-	mkfs, err := exec.LookPath("mkfs.ext4")
+	mkfs, err := exec.LookPath("mkfs." + fs)
 	if err != nil {
 		t.Skip(err)
 	}
-	d := &Disk{image: filepath.Join(t.TempDir(), "disk")}
+	if _, err := os.Stat("/sys/fs/" + fs); err != nil && exec.CommandContext(t.Context(), "modprobe", fs).Run() != nil {
+		t.Skipf("this kernel has no %s: %v", fs, err)
+	}
+	d := &Disk{image: filepath.Join(t.TempDir(), "disk"), fs: fs}
 	f, err := os.Create(d.image)
 	if err == nil {
-		err = f.Truncate(size)
+		err = f.Truncate(how.size)
 		f.Close()
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, mkfs, "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image)
+	run(t, mkfs, append(slices.Clone(how.mkfs), d.image)...)
 	d.mount(t)
 	return d
 }
@@ -57,18 +82,17 @@ func New(t *testing.T) *Disk {
 // Cut gives a disk with what would be on d after a power cut now. d goes on.
 func (d *Disk) Cut(t *testing.T) *Disk {
 	t.Helper()
-	after := &Disk{image: filepath.Join(t.TempDir(), "disk")}
+	after := &Disk{image: filepath.Join(t.TempDir(), "disk"), fs: d.fs}
 	run(t, "cp", "--sparse=always", d.image, after.image)
 	after.mount(t)
 	return after
 }
 
-// mount mounts the image so that the kernel flushes nothing of its own accord
-// while a test runs: the journal is committed on demand only.
+// mount mounts the image so that the journal is committed on demand only.
 func (d *Disk) mount(t *testing.T) {
 	t.Helper()
 	d.Dir = t.TempDir()
-	run(t, "mount", "-t", "ext4", "-o", "loop,commit=3000,noauto_da_alloc", d.image, d.Dir)
+	run(t, "mount", "-t", d.fs, "-o", "loop,"+kinds[d.fs].options, d.image, d.Dir)
 	t.Cleanup(func() {
 		if err := unix.Unmount(d.Dir, 0); err != nil {
 			t.Errorf("unmount the test's disk: %v", err)

@@ -12,8 +12,13 @@ import (
 // TestCut checks that the disk tells the flushed from the rest, without which
 // no test on it could fail.
 func TestCut(t *testing.T) {
+	for fs := range kinds {
+		t.Run(fs, func(t *testing.T) { testCut(t, NewOn(t, fs)) })
+	}
+}
+
+func testCut(t *testing.T, d *Disk) {
 	leak.Check(t)
-	d := New(t)
 	write := func(name string, flush bool) {
 		f, err := os.Create(filepath.Join(d.Dir, name))
 		if err != nil {

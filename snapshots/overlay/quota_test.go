@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -186,8 +187,7 @@ func TestQuota(t *testing.T) {
 		if err := fill(filepath.Join(mounts[0].Source, "file"), 8); err != nil {
 			t.Errorf("a layer of an image: %v", err)
 		}
-		mounts, err = s.Create(snapshots.Active, "any", "layer", map[string]string{labelMaxSize: "0"})
-		if err != nil {
+		if _, err := s.Create(snapshots.Active, "any", "layer", map[string]string{labelMaxSize: "0"}); err != nil {
 			t.Fatal(err)
 		}
 		if err := fill(filepath.Join(root, "snapshots/3/fs/file"), 8); err != nil {
@@ -232,6 +232,62 @@ func inOverlay(t *testing.T, mounts []mount.Mount) {
 		unix.Mknod(at+"/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), os.Symlink("moved", at+"/symlink"), unix.Mkfifo(at+"/fifo", 0o600)); err != nil {
 		t.Error(err)
 	}
+}
+
+// movedFile tells a process that TestQuotaUserNamespace has started what to do.
+const movedFile = "BERTH_TEST_MOVED_FILE"
+
+// TestQuotaUserNamespace: who is root in a user namespace alone can't take a file
+// of a layer to another project, where no limit is.
+func TestQuotaUserNamespace(t *testing.T) {
+	if path := os.Getenv(movedFile); path != "" {
+		if err := setProject(path, 0); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
+			t.Error(err)
+		}
+		return
+	}
+	onQuotaDisks(t, func(t *testing.T, _, _, root string) {
+		const user = 100000
+		s := snapshottest.NewStore(limited(t, root))
+		if _, err := s.Create(snapshots.Active, "making", "", nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Commit("layer", "making", ""); err != nil {
+			t.Fatal(err)
+		}
+		mounts, err := s.Create(snapshots.Active, "work", "layer", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, err := os.MkdirTemp("/tmp", "berth-t-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(at)
+		if err := mount.All(mounts, at); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := mount.UnmountAll(at); err != nil {
+				t.Error(err)
+			}
+		}()
+		file := filepath.Join(at, "file")
+		if err := errors.Join(fill(file, 1), os.Chown(file, user, user)); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(os.Args[0], "-test.run=^TestQuotaUserNamespace$", "-test.v")
+		cmd.Env = append(os.Environ(), movedFile+"="+file)
+		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: user, Size: 65536}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		// The owner outside of one can (docs/operations.md says so).
+		if err := setProject(file, 0); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestQuotaProject: no two snapshots that are there, and nothing that somebody

@@ -12,10 +12,11 @@ import (
 
 // testPowerCut stops the machine right after each answer: every snapshot that
 // was prepared by then can be mounted, and every one that was committed has all
-// that was written into it.
-func testPowerCut(t *testing.T, open Open) {
+// that was written into it. What has to be flushed for that is not the same on
+// every file system.
+func testPowerCut(t *testing.T, open Open, fs string) {
 	leak.Check(t)
-	disk := powercut.New(t)
+	disk := powercut.NewOn(t, fs)
 	f := &fixture{NewStore(open(t, filepath.Join(disk.Dir, "root"))), t}
 	f.prepare("work", "")
 	f.afterReboot(disk, open, "work", manifest(t, t.TempDir())[1:])

@@ -50,7 +50,9 @@ func RunExcept(t *testing.T, open Open, except map[string]string) {
 			test(newFixture(t, open))
 		})
 	}
-	t.Run("PowerCut", func(t *testing.T) { testPowerCut(t, open) })
+	for _, fs := range []string{"ext4", "xfs"} {
+		t.Run("PowerCut/"+fs, func(t *testing.T) { testPowerCut(t, open, fs) })
+	}
 }
 
 // testLayers builds three layers, each of which changes what is below in
