@@ -46,7 +46,8 @@ type pump struct {
 	// spillPause is how long to wait before the next look for a reader.
 	spillPause time.Duration
 	partial    time.Time // since when a line is incomplete
-	armed      bool      // src has a deadline for it
+	alarm      time.Time // the deadline of src, for what has to be seen to by then
+	width      width
 	// What one move is about, for the functions that the poller calls. They are
 	// bound once, as each binding is an allocation.
 	move struct {
@@ -87,6 +88,9 @@ func (p *pump) run() {
 	defer p.closeFiles()
 	for {
 		err := p.step()
+		if err == nil {
+			p.carry(p.move.n)
+		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			err = p.overdue()
 		}
@@ -120,6 +124,7 @@ func (p *pump) finish() {
 	case p.spill != nil:
 		p.linger()
 	}
+	p.narrow()
 	if p.fifo {
 		p.keep = keepOpen(p.dst)
 	}
@@ -215,30 +220,42 @@ func (p *pump) enter() {
 	if begun {
 		p.partial = time.Now()
 	}
-	if !p.armed {
-		p.armed = true
-		_ = p.src.SetReadDeadline(p.partial.Add(partialTime)) // a pipe and a pty can
-	}
+	_ = p.alarmBy(p.partial.Add(partialTime)) // a pipe and a pty can
 }
 
-// overdue is called when the time of a read is over: for the rest of a line, or to
-// look for a reader.
+// overdue is called when the time of a read is over: for the rest of a line, to
+// look for a reader, or how large the pipes should be.
 func (p *pump) overdue() error {
-	p.armed = false
-	if err := p.src.SetReadDeadline(time.Time{}); err != nil {
+	if err := p.setAlarm(time.Time{}); err != nil {
 		return err
 	}
 	m := &p.move
 	switch {
 	case p.log == nil || m.kept == 0:
 	case time.Since(p.partial) < partialTime-partialTime/10:
-		p.armed = true
-		return p.src.SetReadDeadline(p.partial.Add(partialTime))
+		if err := p.alarmBy(p.partial.Add(partialTime)); err != nil {
+			return err
+		}
 	default:
 		p.log.rest((*m.buffer)[:m.kept])
 		p.release(0)
 	}
-	return nil
+	return p.look()
+}
+
+// setAlarm sets when the next read is to end though there is nothing; zero for
+// never.
+func (p *pump) setAlarm(at time.Time) error {
+	p.alarm = at
+	return p.src.SetReadDeadline(at)
+}
+
+// alarmBy sees to it that the next read ends then, or before.
+func (p *pump) alarmBy(at time.Time) error {
+	if !p.alarm.IsZero() && !p.alarm.After(at) {
+		return nil
+	}
+	return p.setAlarm(at)
 }
 
 // readSome takes what is there, up to a buffer; false waits for more.

@@ -126,7 +126,7 @@ func (p *pump) divert() error {
 	if p.hasReader() {
 		return p.deliver()
 	}
-	if err := p.src.SetReadDeadline(time.Now().Add(p.spillPause)); err != nil {
+	if err := p.setAlarm(time.Now().Add(p.spillPause)); err != nil {
 		return err
 	}
 	p.lookLater()
@@ -163,7 +163,7 @@ func (p *pump) hasReader() bool {
 // deliver gives the reader what was kept, until that is all or the reader has gone
 // again.
 func (p *pump) deliver() error {
-	if err := p.src.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, os.ErrClosed) {
+	if err := p.setAlarm(time.Time{}); err != nil && !errors.Is(err, os.ErrClosed) {
 		return err
 	}
 	buffer := buffers.Get().(*[]byte)
@@ -177,7 +177,7 @@ func (p *pump) deliver() error {
 		}
 		if len(data) == 0 {
 			p.endSpill()
-			return nil
+			return p.look()
 		}
 		m.rest = data
 		err = p.to.Write(p.onWrite)

@@ -7,7 +7,7 @@ import (
 )
 
 // chunk is how much is spliced at once; a pipe holds as much.
-const chunk = 64 << 10
+const chunk = widePipe
 
 // After a move of less than this the next one is a copy, even where it could be
 // spliced. A pipe has room for 16 pages, and a spliced line takes up one of its
