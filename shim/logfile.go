@@ -65,10 +65,7 @@ func openLog(path string, o logOptions, log *slog.Logger) (*logFile, error) {
 
 // open opens the current file, or makes it. Callers hold mu.
 func (l *logFile) open() error {
-	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK
-	if l.o.format != logRaw {
-		flags |= unix.O_APPEND // which splice(2) refuses
-	}
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_APPEND | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK
 	fd, err := unix.Open(l.path, flags, logFileMode)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: l.path, Err: err}
@@ -249,32 +246,6 @@ func (l *logFile) took() {
 	if l.lost > 0 {
 		l.log.Warn("the log can be written again", "path", l.path, "lost_bytes", l.lost)
 		l.lost = 0
-	}
-}
-
-// splice moves what is in a pipe to the file, up to what it may hold, without
-// copying it through here (splice(2)). EAGAIN: there is nothing.
-func (l *logFile) splice(pipe int) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := time.Now()
-	if err := l.makeRoom(1, now); err != nil {
-		return 0, err
-	}
-	n, offset := int64(chunk), l.size
-	if l.o.size > 0 {
-		n = min(n, l.o.size-l.size)
-	}
-	for {
-		moved, err := unix.Splice(pipe, nil, l.fd, &offset, int(n), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-		if err == unix.EINTR {
-			continue
-		}
-		if err == nil && moved > 0 {
-			l.size += moved
-			l.took()
-		}
-		return int(moved), err
 	}
 }
 

@@ -27,12 +27,8 @@ const maxEntry = 16 << 10
 // becomes an entry of its own.
 const partialTime = 100 * time.Millisecond
 
-// logBuffers are for what is read of a stream that is formatted, entryBuffers for
-// its entries. A stream holds one only while it has data in hand.
-var (
-	logBuffers   = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
-	entryBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 96<<10); return &b }}
-)
+// entryBuffers are for entries. A stream holds one only while it makes some.
+var entryBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 96<<10); return &b }}
 
 // Entries are written when there are entriesFull bytes of them. A buffer that has
 // grown beyond maxEntries, as JSON may take six bytes for one, is not kept.

@@ -77,7 +77,6 @@ func (s *streams) addLog(src *os.File, kind stream) error {
 	p, err := s.addOutput(src, nil)
 	p.stream = kind
 	p.log = &formatter{file: s.logFile, stream: streamNames[kind], now: time.Now}
-	p.splice = s.logFile.o.format == logRaw && isPipe(src)
 	s.logFile.use()
 	return err
 }

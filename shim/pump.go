@@ -15,12 +15,12 @@ import (
 
 // buffers are for what is copied. A pump holds one only while it has data in
 // hand, so idle streams cost none.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }}
+var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
 // pump moves bytes from src to where they go until src ends: to dst, another file,
 // or into a log. Files are non-blocking where the kernel can tell of their
-// readiness. What can be moved without copying it is (splice.go). Moving allocates
-// no memory.
+// readiness. From pipe to pipe nothing is copied (splice.go). Moving allocates no
+// memory.
 type pump struct {
 	src, dst *os.File // dst is nil for a log
 	log      *formatter
@@ -41,7 +41,7 @@ type pump struct {
 	keep     *os.File // keeps what is in a fifo there once run has ended
 
 	from, to syscall.RawConn
-	splice   bool // it can be moved without copying
+	splice   bool // from pipe to pipe
 	spill    *spill
 	// spillPause is how long to wait before the next look for a reader.
 	spillPause time.Duration
@@ -106,7 +106,7 @@ func (p *pump) step() error {
 	switch {
 	case p.spill != nil:
 		return p.divert()
-	case p.splice && p.move.n >= worthSplicing && !p.taps.any():
+	case p.splice && p.move.n >= worthSplicing:
 		return p.spliceOnce()
 	}
 	return p.copyOnce()
@@ -153,15 +153,6 @@ func taken(n int, err error) error {
 	return err
 }
 
-// pool is where the buffers of this pump are from. Lines are looked for in larger
-// ones.
-func (p *pump) pool() *sync.Pool {
-	if p.log != nil {
-		return &logBuffers
-	}
-	return &buffers
-}
-
 // take reads what is there, up to a buffer. What was read is in the buffer behind
 // what was kept.
 func (p *pump) take() error {
@@ -182,7 +173,7 @@ func (p *pump) take() error {
 func (p *pump) release(kept int) {
 	m := &p.move
 	if m.kept = kept; kept == 0 && m.buffer != nil {
-		p.pool().Put(m.buffer)
+		buffers.Put(m.buffer)
 		m.buffer = nil
 	}
 	m.rest = nil
@@ -263,7 +254,7 @@ func (p *pump) readSome(fd uintptr) bool {
 	m := &p.move
 	p.holding.Store(true)
 	if m.buffer == nil {
-		m.buffer = p.pool().Get().(*[]byte)
+		m.buffer = buffers.Get().(*[]byte)
 	}
 	for {
 		m.n, m.err = unix.Read(int(fd), (*m.buffer)[m.kept:])

@@ -1,10 +1,6 @@
 package shim
 
-import (
-	"errors"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // chunk is how much is spliced at once; a pipe holds as much.
 const chunk = widePipe
@@ -14,10 +10,7 @@ const chunk = widePipe
 // own; a written one joins the last.
 const worthSplicing = 4 << 10
 
-// errTapped ends a splice because somebody else wants the data too.
-var errTapped = errors.New("tapped")
-
-// spliceOnce moves what is there from pipe to pipe, or from pipe to log.
+// spliceOnce moves what is there from pipe to pipe.
 func (p *pump) spliceOnce() error {
 	m := &p.move
 	if err := p.from.Read(p.onSplice); err != nil {
@@ -27,14 +20,8 @@ func (p *pump) spliceOnce() error {
 	case m.full:
 		m.n = worthSplicing
 		return p.to.Write(p.onRoom)
-	case m.err == unix.EINVAL: // a file system that can't
-		p.splice = false
-		return nil
 	case m.err == unix.EPIPE && p.fifo:
 		p.startSpill()
-		return nil
-	case m.err != nil && p.log != nil:
-		m.n = 0 // a copy can be dropped
 		return nil
 	}
 	return taken(m.n, m.err)
@@ -44,14 +31,6 @@ func (p *pump) spliceOnce() error {
 func (p *pump) spliceSome(fd uintptr) bool {
 	m := &p.move
 	m.src, m.full = int(fd), false
-	if p.log != nil {
-		if p.taps.any() {
-			m.n, m.err = 0, errTapped
-			return true
-		}
-		m.n, m.err = p.log.file.splice(m.src)
-		return m.err != unix.EAGAIN
-	}
 	if err := p.to.Control(p.onDst); err != nil {
 		m.err = err
 	}
