@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -90,41 +89,21 @@ func (r *importReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// importEvents streams progress without ever holding up the import: what a slow
-// client has not taken yet is replaced by what comes later of the same object.
+// importEvents streams progress without ever holding up the import.
 type importEvents struct {
+	*latest[digest.Digest, images.Progress]
 	stream importStream
-	wake   chan struct{} // has room for one: there is something to send
 	done   chan struct{} // closed once the last message is sent
-
-	// mu guards latest and order, which have the same objects.
-	mu     sync.Mutex
-	latest map[digest.Digest]images.Progress
-	order  []digest.Digest
 }
 
 func newImportEvents(stream importStream) *importEvents {
-	e := &importEvents{
-		stream: stream, wake: make(chan struct{}, 1), done: make(chan struct{}),
-		latest: map[digest.Digest]images.Progress{},
-	}
+	e := &importEvents{latest: newLatest[digest.Digest, images.Progress](), stream: stream, done: make(chan struct{})}
 	go e.run()
 	return e
 }
 
 // progress notes how far an object is.
-func (e *importEvents) progress(p images.Progress) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if _, ok := e.latest[p.Digest]; !ok {
-		e.order = append(e.order, p.Digest)
-	}
-	e.latest[p.Digest] = p
-	select {
-	case e.wake <- struct{}{}:
-	default:
-	}
-}
+func (e *importEvents) progress(p images.Progress) { e.put(p.Digest, p) }
 
 // end waits until all that was noted is sent. There must be no progress after.
 func (e *importEvents) end() {
@@ -144,16 +123,4 @@ func (e *importEvents) run() {
 			}
 		}
 	}
-}
-
-func (e *importEvents) take() []images.Progress {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	out := make([]images.Progress, 0, len(e.order))
-	for _, d := range e.order {
-		out = append(out, e.latest[d])
-	}
-	clear(e.latest)
-	e.order = e.order[:0]
-	return out
 }

@@ -21,19 +21,14 @@ const (
 	progressTime = 5 * time.Second
 )
 
-// transferProgress streams how far a transfer is, and never holds it up: what a
-// slow client has not taken yet is replaced by what comes later of the same
-// object.
+// transferProgress streams how far a transfer is, and never holds it up.
 type transferProgress struct {
 	stream *stream
-	wake   chan struct{} // has room for one: there is something to send
-	ending chan struct{} // closed when nothing comes any more
-	done   chan struct{} // closed once all is sent
+	events *latest[string, *transfer.Progress] // by name
+	ending chan struct{}                       // closed when nothing comes any more
+	done   chan struct{}                       // closed once all is sent
 
-	// mu guards what follows. at has the index in pending of each name.
-	mu      sync.Mutex
-	pending []*transfer.Progress
-	at      map[string]int
+	mu      sync.Mutex          // guards what follows
 	root    string              // what objects belong to that have no parent
 	names   map[string]string   // of objects by digest
 	parents map[string][]string // of objects by name
@@ -41,8 +36,8 @@ type transferProgress struct {
 
 func newTransferProgress(st *stream) *transferProgress {
 	p := &transferProgress{
-		stream: st, wake: make(chan struct{}, 1), ending: make(chan struct{}), done: make(chan struct{}),
-		at: map[string]int{}, names: map[string]string{}, parents: map[string][]string{},
+		stream: st, events: newLatest[string, *transfer.Progress](), ending: make(chan struct{}), done: make(chan struct{}),
+		names: map[string]string{}, parents: map[string][]string{},
 	}
 	go p.run()
 	return p
@@ -129,27 +124,7 @@ func (p *transferProgress) tell(m *transfer.Progress) {
 		return
 	}
 	m.Event = strings.ToValidUTF8(m.Event, "?")
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if i, ok := p.at[m.Name]; ok && m.Name != "" {
-		p.pending[i] = m
-	} else {
-		p.at[m.Name] = len(p.pending)
-		p.pending = append(p.pending, m)
-	}
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (p *transferProgress) takeAll() []*transfer.Progress {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	out := p.pending
-	p.pending = nil
-	clear(p.at)
-	return out
+	p.events.put(m.Name, m)
 }
 
 // run sends until nothing comes any more, or the client takes no more.
@@ -157,11 +132,11 @@ func (p *transferProgress) run() {
 	defer close(p.done)
 	for last := false; !last; {
 		select {
-		case <-p.wake:
+		case <-p.events.wake:
 		case <-p.ending:
 			last = true
 		}
-		for _, m := range p.takeAll() {
+		for _, m := range p.events.take() {
 			packed, err := protobuf.MarshalAny(m)
 			if err == nil {
 				err = p.stream.Send(packed)
