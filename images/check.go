@@ -147,6 +147,7 @@ func (c *checker) image(ctx context.Context, ns string, row *imagesapi.Image) er
 // image's new state, and why it is not whole if it is not.
 func (c *checker) mend(ctx context.Context, row *imagesapi.Image, st State) (State, error) {
 	var failed error
+	brought := map[digest.Digest]bool{}
 	for range repairPasses {
 		var missing []ocispec.Descriptor
 		for _, v := range st.Variants {
@@ -163,6 +164,9 @@ func (c *checker) mend(ctx context.Context, row *imagesapi.Image, st State) (Sta
 		if failed = c.fetch(ctx, st, missing); failed != nil {
 			break
 		}
+		for _, d := range missing {
+			brought[d.Digest] = true
+		}
 		next, err := c.store.State(ctx, st.Namespace, row)
 		if err != nil {
 			return st, err
@@ -172,6 +176,9 @@ func (c *checker) mend(ctx context.Context, row *imagesapi.Image, st State) (Sta
 	var errs []error
 	for i := range st.Variants {
 		v := &st.Variants[i]
+		if v.State == Whole && brought[v.doc.Config.Digest] {
+			errs = append(errs, c.store.rejoin(ctx, st.Namespace, v))
+		}
 		for _, snapshotter := range v.Broken {
 			if v.State == Whole && v.config != nil && len(v.doc.Layers) > 0 {
 				errs = append(errs, c.store.leased(ctx, metadata.Scope{Namespace: st.Namespace}, func(scope metadata.Scope) error {
@@ -188,6 +195,30 @@ func (c *checker) mend(ctx context.Context, row *imagesapi.Image, st State) (Sta
 		err = fmt.Errorf("%s; pull or import it again", next.Problem)
 	}
 	return next, err
+}
+
+// rejoin has the config of a variant, whose row was gone and its labels with it, keep
+// what there is unpacked of the variant.
+func (s *Store) rejoin(ctx context.Context, ns string, v *Variant) error {
+	chains, err := v.chains()
+	if err != nil || len(chains) == 0 {
+		return nil // it can't be unpacked
+	}
+	scope, top := metadata.Scope{Namespace: ns}, chains[len(chains)-1]
+	keep := map[string]string{}
+	for _, name := range s.DB.Snapshotters() {
+		sn, err := s.DB.Snapshotter(scope, name)
+		if err != nil {
+			return err
+		}
+		_, err = sn.Stat(ctx, top)
+		if err == nil {
+			keep[labels.GCRefSnapshot+name] = top
+		} else if !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return addLabels(ctx, s.DB.Blobs(scope), v.doc.Config.Digest, keep)
 }
 
 // fetch brings in blobs of an image: those whose bytes are in the store, known to

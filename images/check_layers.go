@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/diff"
+	"github.com/berthd/berth/internal/archive"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/metadata"
 )
@@ -153,6 +155,11 @@ func (t *trees) same(old, fresh, name string) error {
 		return differ("%q is another device", name)
 	case a.Mode().IsRegular() && a.Size() != b.Size():
 		return differ("%q has %d bytes, and should have %d", name, a.Size(), b.Size())
+	}
+	if err := sameAttributes(old, fresh, name); err != nil {
+		return err
+	}
+	switch {
 	case a.Mode().IsRegular():
 		return t.bytes(old, fresh, name)
 	case a.Mode()&fs.ModeSymlink != 0:
@@ -165,6 +172,25 @@ func (t *trees) same(old, fresh, name string) error {
 		}
 	case a.IsDir():
 		return t.directory(old, fresh, name)
+	}
+	return nil
+}
+
+// sameAttributes compares the extended attributes of two files, access control lists
+// among them, and whether they hide what is below.
+func sameAttributes(old, fresh, name string) error {
+	have, hides, err := archive.Attributes(old)
+	if err != nil {
+		return err
+	}
+	want, should, err := archive.Attributes(fresh)
+	switch {
+	case err != nil:
+		return err
+	case !maps.Equal(have, want):
+		return differ("%q has other extended attributes than it should", name)
+	case hides != should:
+		return differ("what is below %q is hidden: %t, and should be: %t", name, hides, should)
 	}
 	return nil
 }

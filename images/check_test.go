@@ -15,11 +15,13 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	contentapi "github.com/berthd/berth/api/services/content/v1"
 	"github.com/berthd/berth/diff"
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/testimage"
+	"github.com/berthd/berth/metadata"
 )
 
 // depot is a registry with the blobs that a store had.
@@ -34,7 +36,7 @@ func (s depot) Fetch(_ context.Context, host, repository string, d ocispec.Descr
 }
 
 // deposit copies all blobs to a depot, and records that they came from there.
-func (w *world) deposit(record bool) depot {
+func (w *world) deposit() depot {
 	w.t.Helper()
 	out := depot{}
 	for _, d := range w.content() {
@@ -43,12 +45,10 @@ func (w *world) deposit(record bool) depot {
 			w.t.Fatal(err)
 		}
 		out[digest.Digest(d)] = data
-		if record {
-			key := labels.DistributionSource + "reg.example"
-			_, err := w.db.Blobs(scope).Update(bg, &contentapi.Info{Digest: d, Labels: map[string]string{key: "demo"}}, "labels."+key)
-			if err != nil {
-				w.t.Fatal(err)
-			}
+		key := labels.DistributionSource + "reg.example"
+		_, err = w.db.Blobs(scope).Update(bg, &contentapi.Info{Digest: d, Labels: map[string]string{key: "demo"}}, "labels."+key)
+		if err != nil {
+			w.t.Fatal(err)
 		}
 	}
 	return out
@@ -122,6 +122,14 @@ func TestCheckRepairs(t *testing.T) {
 			return os.WriteFile(filepath.Join(p.w.layerDir(p.snapshotter, p.top), name), []byte(text), 0o644)
 		}
 	}
+	mark := func(name, attribute, value string) func(*parts) error {
+		return func(p *parts) error {
+			return unix.Setxattr(filepath.Join(p.w.layerDir(p.snapshotter, p.top), name), attribute, []byte(value), 0)
+		}
+	}
+	forget := func(blob func(p *parts) digest.Digest) func(*parts) error {
+		return func(p *parts) error { return p.w.db.Blobs(scope).Delete(bg, blob(p)) }
+	}
 	for name, damage := range map[string]struct {
 		do   func(p *parts) error
 		deep bool // shows only to a check that reads everything
@@ -144,11 +152,17 @@ func TestCheckRepairs(t *testing.T) {
 		"layer and its blob": {do: func(p *parts) error {
 			return errors.Join(os.RemoveAll(filepath.Dir(p.w.layerDir(p.snapshotter, p.bottom))), os.Remove(p.w.blob(p.layer)))
 		}},
-		"a file less": {deep: true, do: remove(func(p *parts) string { return filepath.Join(p.w.layerDir(p.snapshotter, p.top), "etc/new") })},
-		"a file more": {deep: true, do: write("etc/more", "x")},
-		"empty file":  {deep: true, do: write("etc/new", "")},
-		"other bytes": {deep: true, do: write("etc/new", "3")},
-		"mode":        {deep: true, do: func(p *parts) error { return os.Chmod(p.w.layerDir(p.snapshotter, p.bottom)+"/etc", 0o700) }},
+		"a file less":              {deep: true, do: remove(func(p *parts) string { return filepath.Join(p.w.layerDir(p.snapshotter, p.top), "etc/new") })},
+		"a file more":              {deep: true, do: write("etc/more", "x")},
+		"empty file":               {deep: true, do: write("etc/new", "")},
+		"other bytes":              {deep: true, do: write("etc/new", "3")},
+		"mode":                     {deep: true, do: func(p *parts) error { return os.Chmod(p.w.layerDir(p.snapshotter, p.bottom)+"/etc", 0o700) }},
+		"owner":                    {deep: true, do: func(p *parts) error { return os.Lchown(p.w.layerDir(p.snapshotter, p.top)+"/etc/new", 7, 1000) }},
+		"attribute":                {deep: true, do: mark("etc/new", "trusted.note", "x")},
+		"opaque":                   {deep: true, do: mark("etc", "trusted.overlay.opaque", "y")},
+		"a manifest without a row": {do: forget(func(p *parts) digest.Digest { return p.manifest })},
+		"a config without a row":   {do: forget(func(p *parts) digest.Digest { return p.config })},
+		"a layer without a row":    {do: forget(func(p *parts) digest.Digest { return p.layer })},
 		"a snapshot without a row": {do: func(p *parts) error {
 			sn, err := p.w.db.Snapshotter(scope, p.snapshotter)
 			return errors.Join(err, sn.Remove(bg, p.top))
@@ -157,7 +171,7 @@ func TestCheckRepairs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			made := w.mustImport(archiveOf(t, layout(t, testimage.Gzip, small(t, "demo:1", here))), ImportOptions{})
-			registry := w.deposit(true)
+			registry := w.deposit()
 			w.mustBeWhole(CheckOptions{Deep: true})
 			row, err := w.db.Images(scope).Get(bg, made.Name)
 			if err != nil {
@@ -225,6 +239,24 @@ func TestCheckWithoutRegistry(t *testing.T) {
 	w.mustBeWhole(CheckOptions{Deep: true})
 }
 
+// state tells how much of an image is there, in short and in full.
+func (w *world) state(name string) (string, State) {
+	w.t.Helper()
+	row, err := w.db.Images(scope).Get(bg, name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	st, err := w.State(bg, "test", row)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var all []string
+	for _, v := range st.Variants {
+		all = append(all, v.Platform+" "+v.State)
+	}
+	return strings.Join(all, ", "), st
+}
+
 // TestStateOfPlatforms: what was not fetched is absent, what should be there and
 // is not in full is partial.
 func TestStateOfPlatforms(t *testing.T) {
@@ -233,22 +265,7 @@ func TestStateOfPlatforms(t *testing.T) {
 		layer(t, testimage.File{Name: "one", Body: "of theirs"}), layer(t, testimage.File{Name: "two", Body: "of theirs"}),
 	}}
 	l, index, _ := several(t, "demo:1", theirs, small(t, "", here))
-	look := func() (string, State) {
-		t.Helper()
-		row, err := w.db.Images(scope).Get(bg, "docker.io/library/demo:1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		st, err := w.State(bg, "test", row)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var all []string
-		for _, v := range st.Variants {
-			all = append(all, v.Platform+" "+v.State)
-		}
-		return strings.Join(all, ", "), st
-	}
+	look := func() (string, State) { return w.state("docker.io/library/demo:1") }
 	mineIs, theirsIs := "linux/"+here.Architecture+" ", "linux/s390x "
 	w.mustImport(archiveOf(t, l), ImportOptions{NoUnpack: true})
 	w.collect()
@@ -275,6 +292,75 @@ func TestStateOfPlatforms(t *testing.T) {
 	}
 	if got, st = look(); got != "" || !strings.Contains(st.Problem, "index "+index.Digest.String()+" is missing") {
 		t.Errorf("%s: %s", got, st.Problem)
+	}
+}
+
+// TestStateOfDocuments: manifest and config of another platform, which a pull can keep
+// without its layers, are no damage; what is missing of this one still is.
+func TestStateOfDocuments(t *testing.T) {
+	w := newWorld(t)
+	theirs := testimage.Image{Platform: other, Layers: [][]byte{layer(t, testimage.File{Name: "one", Body: "of theirs"})}}
+	l, index, _ := several(t, "", theirs, small(t, "", here))
+	made, err := w.Pull(bg, scope, shelve(t, l, index), PullOptions{Documents: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, st := w.state(made.Name)
+	if got != "linux/s390x "+Absent+", linux/"+here.Architecture+" "+Whole || st.Problem != "" {
+		t.Fatalf("%s: %s", got, st.Problem)
+	}
+	if len(st.Variants[0].has) != 2 {
+		t.Errorf("there is %v of another platform", st.Variants[0].has)
+	}
+	lost := st.Variants[1].doc.Layers[0].Digest
+	if err := w.db.Blobs(scope).Delete(bg, lost); err != nil {
+		t.Fatal(err)
+	}
+	if _, st = w.state(made.Name); st.Variants[1].State != Partial || !strings.Contains(st.Problem, lost.String()) {
+		t.Errorf("%s: %s", st.Variants[1].State, st.Problem)
+	}
+}
+
+// TestStateOfForeignLayers: a layer that is not to be passed on need not be there.
+func TestStateOfForeignLayers(t *testing.T) {
+	w := newWorld(t)
+	o := oddLayout{layout(t, testimage.Gzip), t}
+	made, err := w.Pull(bg, scope, shelve(t, o.Layout, odd["a foreign layer that the registry has"](o)), PullOptions{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, st := w.state(made.Name)
+	if err := w.db.Blobs(scope).Delete(bg, st.Variants[0].doc.Layers[0].Digest); err != nil {
+		t.Fatal(err)
+	}
+	if got, st := w.state(made.Name); got != "linux/"+here.Architecture+" "+Whole || st.Problem != "" {
+		t.Errorf("%s: %s", got, st.Problem)
+	}
+}
+
+// TestCheckLends: what a namespace lacks and another one has comes back without a
+// registry.
+func TestCheckLends(t *testing.T) {
+	w := newWorld(t)
+	archive := archiveOf(t, layout(t, testimage.Gzip, small(t, "demo:1", here)))
+	made := w.mustImport(archive, ImportOptions{})
+	if _, err := w.Import(bg, metadata.Scope{Namespace: "another"}, bytes.NewReader(archive), ImportOptions{NoUnpack: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, st := w.state(made.Name)
+	for _, d := range st.Variants[0].has {
+		if err := w.db.Blobs(scope).Delete(bg, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, line := range w.check(CheckOptions{Repair: true}) {
+		if !strings.HasPrefix(line, "REPAIRED ") {
+			t.Error(line)
+		}
+	}
+	w.mustBeWhole(CheckOptions{Deep: true})
+	if got, _ := w.state(made.Name); got != "linux/"+here.Architecture+" "+Whole {
+		t.Error(got)
 	}
 }
 

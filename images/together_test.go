@@ -59,6 +59,7 @@ func TestTogether(t *testing.T) {
 					t.Errorf("%s: %d snapshots of %d layers", snapshotter, n, len(layers))
 				}
 				w.look(snapshotter, made.ChainID.String(), func(root string) { trees[snapshotter] = listing(t, root) })
+				w.mustBeWhole(CheckOptions{Deep: true})
 			}
 			if trees["native"] != trees["overlayfs"] {
 				t.Errorf("one upon the other:\n%s\nside by side:\n%s", trees["native"], trees["overlayfs"])

@@ -229,6 +229,14 @@ func (d *differ) capability(value string) string {
 	return value[:3] + "\x02" + value[4:size2]
 }
 
+// Attributes reads the extended attributes of the file at path, a link not followed,
+// without those of the machine and of overlayfs, and tells whether overlayfs has it
+// hide what is below.
+func Attributes(path string) (all map[string]string, hides bool, err error) {
+	all, marks, err := xattrs(unix.AT_FDCWD, path)
+	return all, marks["opaque"] == "y", err
+}
+
 // xattrs reads the extended attributes of a file, a link not followed, and apart
 // from them those by which overlayfs marks it, by the last part of their names.
 func xattrs(dir int, base string) (all, marks map[string]string, err error) {
