@@ -329,6 +329,7 @@ func TestPullLies(t *testing.T) {
 		wrap   func(d ocispec.Descriptor, offset int64, r io.Reader) (io.Reader, error)
 		want   error
 		text   string
+		kept   int // leases, which keep what came for the next attempt
 	}{
 		"other bytes": {
 			wrap: func(d ocispec.Descriptor, _ int64, r io.Reader) (io.Reader, error) {
@@ -344,7 +345,7 @@ func TestPullLies(t *testing.T) {
 			wrap: func(d ocispec.Descriptor, _ int64, r io.Reader) (io.Reader, error) {
 				return io.LimitReader(r, d.Size-1), nil
 			},
-			want: errdefs.ErrUnavailable, text: "bytes came",
+			want: errdefs.ErrUnavailable, text: "bytes came", kept: 1,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -360,8 +361,8 @@ func TestPullLies(t *testing.T) {
 				t.Errorf("named %s", names)
 			}
 			leases, err := w.db.Leases(scope).List(bg)
-			if err != nil {
-				t.Fatal(err)
+			if err != nil || len(leases) != tc.kept {
+				t.Fatalf("leases: %v, %v", leases, err)
 			}
 			for _, l := range leases {
 				if err := w.db.Leases(scope).Delete(bg, l.Id); err != nil {
@@ -369,12 +370,7 @@ func TestPullLies(t *testing.T) {
 				}
 			}
 			w.collect()
-			if all := w.snapshots("overlayfs"); len(all) > 0 {
-				t.Errorf("snapshots: %v", all)
-			}
-			if all := w.content(); len(all) > 0 {
-				t.Errorf("content: %v", all)
-			}
+			w.empty()
 		})
 	}
 }

@@ -335,6 +335,10 @@ func TestRetry(t *testing.T) {
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(429)
 		}, time.Second, 2, true},
+		"too much patience": {1, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(429)
+		}, 0, 1, false},
 		"for ever":    {100, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(502) }, 0, 5, false},
 		"not passing": {100, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, 0, 1, false},
 	} {
@@ -349,12 +353,14 @@ func TestRetry(t *testing.T) {
 				w.Header().Set("Content-Type", desc.MediaType)
 				w.Write(body)
 			})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
 			begin := time.Now()
-			got, _, err := open(t, quick(t, Config{LongestPause: 2 * time.Second}), host+"/a:b", Access{}).Get(t.Context())
+			got, _, err := open(t, quick(t, Config{LongestPause: 2 * time.Second}), host+"/a:b", Access{}).Get(ctx)
 			if c.ok != (err == nil) || c.ok && got.Digest != desc.Digest {
 				t.Errorf("%v, %v", got, err)
 			}
-			if d := time.Since(begin); d < c.least || int(tries.Load()) != c.tries {
+			if d := time.Since(begin); d < c.least || int(tries.Load()) != c.tries || ctx.Err() != nil {
 				t.Errorf("%d tries in %s", tries.Load(), d)
 			}
 		})
