@@ -234,13 +234,13 @@ func inOverlay(t *testing.T, mounts []mount.Mount) {
 	}
 }
 
-// movedFile tells a process that TestQuotaUserNamespace has started what to do.
-const movedFile = "BERTH_TEST_MOVED_FILE"
+// movedDir tells a process that TestQuotaUserNamespace has started what to move.
+const movedDir = "BERTH_TEST_MOVED_DIR"
 
-// TestQuotaUserNamespace: who is root in a user namespace alone can't take a file
-// of a layer to another project, where no limit is.
+// TestQuotaUserNamespace: who is root in a user namespace alone can't take a
+// directory of a layer to another project, where no limit is.
 func TestQuotaUserNamespace(t *testing.T) {
-	if path := os.Getenv(movedFile); path != "" {
+	if path := os.Getenv(movedDir); path != "" {
 		if err := setProject(path, 0); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
 			t.Error(err)
 		}
@@ -272,19 +272,19 @@ func TestQuotaUserNamespace(t *testing.T) {
 				t.Error(err)
 			}
 		}()
-		file := filepath.Join(at, "file")
-		if err := errors.Join(fill(file, 1), os.Chown(file, user, user)); err != nil {
+		dir := filepath.Join(at, "dir")
+		if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, user, user)); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.Command(os.Args[0], "-test.run=^TestQuotaUserNamespace$", "-test.v")
-		cmd.Env = append(os.Environ(), movedFile+"="+file)
+		cmd.Env = append(os.Environ(), movedDir+"="+dir)
 		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: user, Size: 65536}}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS") {
 			t.Errorf("%v\n%s", err, out)
 		}
 		// The owner outside of one can (docs/operations.md says so).
-		if err := setProject(file, 0); err != nil {
+		if err := setProject(dir, 0); err != nil {
 			t.Error(err)
 		}
 	})
