@@ -163,6 +163,9 @@ func TestCheckRepairs(t *testing.T) {
 		"a manifest without a row": {do: forget(func(p *parts) digest.Digest { return p.manifest })},
 		"a config without a row":   {do: forget(func(p *parts) digest.Digest { return p.config })},
 		"a layer without a row":    {do: forget(func(p *parts) digest.Digest { return p.layer })},
+		"neither row nor bytes": {do: func(p *parts) error {
+			return errors.Join(p.w.db.Blobs(scope).Delete(bg, p.config), p.w.db.Blobs(scope).Delete(bg, p.layer), os.Remove(p.w.blob(p.config)), os.Remove(p.w.blob(p.layer)))
+		}},
 		"a snapshot without a row": {do: func(p *parts) error {
 			sn, err := p.w.db.Snapshotter(scope, p.snapshotter)
 			return errors.Join(err, sn.Remove(bg, p.top))
