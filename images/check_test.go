@@ -367,31 +367,36 @@ func TestCheckLends(t *testing.T) {
 	}
 }
 
-// TestRecover makes images of blobs whose names are lost.
+// TestRecover makes images of blobs whose names are lost: one of a manifest, and one
+// of an index with all that it names.
 func TestRecover(t *testing.T) {
-	w := newWorld(t)
-	image := small(t, "demo:1", here)
-	w.mustImport(archiveOf(t, layout(t, testimage.Gzip, image)), ImportOptions{NoUnpack: true})
-	var all []digest.Digest
-	for _, d := range w.content() {
-		all = append(all, digest.Digest(d))
-		bare := &contentapi.Info{Digest: d, Labels: map[string]string{labels.GCRoot: "1"}}
-		if _, err := w.db.Blobs(scope).Update(bg, bare); err != nil {
-			t.Fatal(err)
-		}
+	both, _, _ := several(t, "demo:1", small(t, "", other), small(t, "", here))
+	for name, l := range map[string]*testimage.Layout{"manifest": layout(t, testimage.Gzip, small(t, "demo:1", here)), "index": both} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			before := w.mustImport(archiveOf(t, l), ImportOptions{AllPlatforms: true, NoUnpack: true})
+			var all []digest.Digest
+			for _, d := range w.content() {
+				all = append(all, digest.Digest(d))
+				bare := &contentapi.Info{Digest: d, Labels: map[string]string{labels.GCRoot: "1"}}
+				if _, err := w.db.Blobs(scope).Update(bg, bare); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := w.db.Images(scope).Delete(bg, before.Name, nil); err != nil {
+				t.Fatal(err)
+			}
+			made, err := w.Recover(bg, "test", all)
+			if err != nil || len(made) != 1 || !strings.HasPrefix(made[0].Name, "recovered.local/") || made[0].ChainID == "" || made[0].Target.Digest != before.Target.Digest {
+				t.Fatalf("%+v, %v", made, err)
+			}
+			w.collect()
+			w.mustBeWhole(CheckOptions{Deep: true})
+			w.look("overlayfs", made[0].ChainID.String(), func(root string) { wantFile(t, root+"/etc/new", "2") })
+			if err := w.db.Images(scope).Delete(bg, made[0].Name, nil); err != nil {
+				t.Fatal(err)
+			}
+			w.empty() // it is kept by nothing else
+		})
 	}
-	if err := w.db.Images(scope).Delete(bg, "docker.io/library/demo:1", nil); err != nil {
-		t.Fatal(err)
-	}
-	made, err := w.Recover(bg, "test", all)
-	if err != nil || len(made) != 1 || !strings.HasPrefix(made[0].Name, "recovered.local/") || made[0].ChainID == "" {
-		t.Fatalf("%+v, %v", made, err)
-	}
-	w.collect()
-	w.mustBeWhole(CheckOptions{Deep: true})
-	w.look("overlayfs", made[0].ChainID.String(), func(root string) { wantFile(t, root+"/etc/new", "2") })
-	if err := w.db.Images(scope).Delete(bg, made[0].Name, nil); err != nil {
-		t.Fatal(err)
-	}
-	w.empty() // it is kept by nothing else
 }

@@ -115,7 +115,7 @@ func (e *exporter) add(ctx context.Context, one Named, c choice) error {
 		e.file(node.desc)
 	}
 	for _, m := range w.image.manifests {
-		if err := e.manifest(ctx, w, m); err != nil {
+		if err := e.manifest(ctx, m); err != nil {
 			return err
 		}
 	}
@@ -134,7 +134,7 @@ func firstOf(list []*manifest) *manifest {
 }
 
 // manifest notes a manifest with its parts, which all have to be there.
-func (e *exporter) manifest(ctx context.Context, w *walker, m *manifest) error {
+func (e *exporter) manifest(ctx context.Context, m *manifest) error {
 	e.file(m.desc)
 	for i, d := range m.parts() {
 		if i > 0 && e.options.NoForeign && foreign(d.MediaType) {
@@ -150,10 +150,7 @@ func (e *exporter) manifest(ctx context.Context, w *walker, m *manifest) error {
 
 // check makes sure that a part of a manifest is there, as large as it should be.
 func (e *exporter) check(ctx context.Context, m *manifest, i int, d ocispec.Descriptor) error {
-	what := "config"
-	if i > 0 {
-		what = fmt.Sprintf("layer %d", i)
-	}
+	what := part(i)
 	info, err := e.blobs.Info(ctx, d.Digest)
 	switch {
 	case errdefs.IsNotFound(err) && foreign(d.MediaType):

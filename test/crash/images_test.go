@@ -66,12 +66,12 @@ func (w *imageWorld) count(what string) {
 // finds nothing wrong with it and every listed image whole; what was interrupted
 // succeeds when it is done again, and in the end nothing is left.
 func TestCrashImages(t *testing.T) {
-	duration, err := time.ParseDuration(setting(t, "BERTH_CRASH_DURATION", "20s"))
+	duration, err := time.ParseDuration(setting("BERTH_CRASH_DURATION", "20s"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var seed uint64
-	if _, err := fmt.Sscan(setting(t, "BERTH_CRASH_SEED", fmt.Sprint(time.Now().UnixNano())), &seed); err != nil {
+	if _, err := fmt.Sscan(setting("BERTH_CRASH_SEED", fmt.Sprint(time.Now().UnixNano())), &seed); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("BERTH_CRASH_SEED=%d makes these choices again", seed)

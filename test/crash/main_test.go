@@ -111,7 +111,7 @@ func (w *world) restarted() int {
 	return w.starts
 }
 
-func setting(t *testing.T, name, otherwise string) string {
+func setting(name, otherwise string) string {
 	if value := os.Getenv(name); value != "" {
 		return value
 	}
@@ -119,15 +119,15 @@ func setting(t *testing.T, name, otherwise string) string {
 }
 
 func TestCrash(t *testing.T) {
-	duration, err := time.ParseDuration(setting(t, "BERTH_CRASH_DURATION", "20s"))
+	duration, err := time.ParseDuration(setting("BERTH_CRASH_DURATION", "20s"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	seed, err := strconv.ParseUint(setting(t, "BERTH_CRASH_SEED", fmt.Sprint(time.Now().UnixNano())), 10, 64)
+	seed, err := strconv.ParseUint(setting("BERTH_CRASH_SEED", fmt.Sprint(time.Now().UnixNano())), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
-	slots, err := strconv.Atoi(setting(t, "BERTH_CRASH_SLOTS", "4"))
+	slots, err := strconv.Atoi(setting("BERTH_CRASH_SLOTS", "4"))
 	if err != nil {
 		t.Fatal(err)
 	}
