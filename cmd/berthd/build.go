@@ -95,7 +95,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *parts, 
 	if err != nil {
 		return nil, err
 	}
-	memory.Large() // the start takes much
+	memory.Small() // the start is over
 	p.background = append(p.background,
 		part{"supervision of tasks", tasks.Run},
 		part{"restart policies", keeper.Run},

@@ -50,7 +50,7 @@ func newKeeper(percent int) *keeper {
 		least: percent, setPercent: func(percent int) { debug.SetGCPercent(percent) }, trim: trim, inUse: inUse,
 	}
 	if percent > 0 {
-		k.set(percent)
+		k.set(max(percent, mostPercent)) // for the start, after which it rests
 		k.watch()
 	}
 	return k

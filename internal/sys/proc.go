@@ -42,9 +42,11 @@ const (
 	fieldExitCode  = 52 - 3
 )
 
+const maxStat = 64 << 10 // bytes; a line has hundreds
+
 // ReadStat reads /proc/PID/stat. No such process is os.ErrProcessDone.
 func ReadStat(pid int) (Stat, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	data, err := ReadFile("/proc/"+strconv.Itoa(pid)+"/stat", maxStat)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return Stat{}, fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
 	}

@@ -27,13 +27,13 @@ package record
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/berthd/berth/internal/durable"
+	"github.com/berthd/berth/internal/sys"
 )
 
 // File names within a bundle, and within execs/EXEC/.
@@ -175,17 +175,12 @@ func Write(op, dir, name string, v any) error {
 // a higher version included, is an error that names it.
 func Read(dir, name string, v any) error {
 	path := filepath.Join(dir, name)
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
-	if err != nil {
-		return fmt.Errorf("read record %s: %w", path, err)
-	}
-	if len(data) > maxSize {
+	data, err := sys.ReadFile(path, maxSize)
+	switch {
+	case errors.Is(err, sys.ErrTooLarge):
 		return fmt.Errorf("read record %s: larger than %d bytes", path, maxSize)
+	case err != nil:
+		return err
 	}
 	var head struct {
 		Version int `json:"version"`
