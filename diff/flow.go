@@ -14,7 +14,7 @@ import (
 
 const (
 	chunkSize = 64 << 10 // bytes
-	chunks    = 8         // buffers that go round
+	chunks    = 8        // buffers that go round
 )
 
 // chunk is a buffer with two readers. Who is last gives it back.
