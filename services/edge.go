@@ -101,8 +101,7 @@ func (e *edge) remember(method string) (end func()) {
 	case e.memory == nil:
 		return func() {}
 	case slices.ContainsFunc(large, func(service string) bool { return strings.HasPrefix(method, service) }):
-		e.memory.Large()
-		return e.memory.Large
+		return e.memory.Large()
 	}
 	return e.memory.Small
 }

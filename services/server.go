@@ -88,8 +88,8 @@ type Config struct {
 
 // Memory is told of calls, so that what they took can be given back.
 type Memory interface {
-	Large() // one that may take much begins or ends
-	Small() // any other ends
+	Large() (ended func()) // one that may take much begins
+	Small()                // any other ends
 }
 
 // Server is the whole API, not yet listening.

@@ -36,8 +36,8 @@ type keeper struct {
 
 	// mu guards what follows.
 	mu      sync.Mutex
-	percent int  // that is set
-	large   bool // there was a large call since the last rest
+	percent int // that is set
+	large   int // calls that are under way
 	timer   *time.Timer
 	due     bool // the timer runs
 	closed  bool
@@ -56,14 +56,21 @@ func newKeeper(percent int) *keeper {
 	return k
 }
 
-// Large is called at the beginning and the end of calls that may take much memory,
-// and puts the rest off: the next one like it may come at once.
-func (k *keeper) Large() {
+// Large is called at the beginning of calls that may take much memory, and ended at
+// their end, which puts the rest off: the next one like it may come at once.
+func (k *keeper) Large() (ended func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.large = true
+	k.large++
 	// What is in use from now on are mostly buffers, which cost a collection nothing.
 	k.set(max(k.least/2, 1))
+	return k.largeEnded
+}
+
+func (k *keeper) largeEnded() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.large--
 	k.start(true)
 }
 
@@ -89,10 +96,13 @@ func (k *keeper) start(anew bool) {
 
 func (k *keeper) rest() {
 	k.mu.Lock()
-	k.due, k.large = false, false
+	k.due = false
+	busy := k.large > 0 // its end has the rest come
 	k.mu.Unlock()
-	k.trim()
-	k.collected()
+	if !busy {
+		k.trim()
+		k.relax()
+	}
 }
 
 // Close ends it. It never fails.
@@ -118,14 +128,28 @@ func (k *keeper) watch() {
 	}, k)
 }
 
-// collected goes by what the last collection has left; false: the keeper is closed.
+// collected goes by what the last collection has left, but for the time from a large
+// call's beginning to the rest after it; false: the keeper is closed.
 func (k *keeper) collected() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.large {
-		k.set(max(k.least, min(mostPercent, int(room*100/max(k.inUse(), 1)))))
+	if k.percent >= k.least {
+		k.set(k.pace())
 	}
 	return !k.closed
+}
+
+func (k *keeper) relax() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.large == 0 {
+		k.set(k.pace())
+	}
+}
+
+// pace gives what is in use room.
+func (k *keeper) pace() int {
+	return max(k.least, min(mostPercent, int(room*100/max(k.inUse(), 1))))
 }
 
 // set sets Go's percentage, unless somebody else has. The caller holds mu, but for

@@ -19,10 +19,17 @@ func TestKeeperTrims(t *testing.T) {
 		told := func() int { synctest.Wait(); return int(count.Load()) }
 		k := &keeper{trim: func() { count.Add(1) }, inUse: func() uint64 { return mib }}
 		for range 3 {
-			k.Large()
+			ended := k.Large()
 			time.Sleep(restTime - time.Second)
 			k.Small()
+			ended()
+			time.Sleep(restTime - time.Second)
 		}
+		ended := k.Large()
+		k.Small()
+		time.Sleep(3 * restTime)
+		ended()
+		time.Sleep(restTime - time.Second)
 		if n := told(); n != 0 {
 			t.Errorf("%d times amidst the work", n)
 		}
@@ -43,7 +50,7 @@ func TestKeeperTrims(t *testing.T) {
 		if err := k.Close(); err != nil {
 			t.Fatal(err)
 		}
-		k.Large()
+		k.Large()()
 		time.Sleep(2 * restTime)
 		if told() != before {
 			t.Error("once more after the end")
@@ -61,7 +68,13 @@ func TestKeeperPaces(t *testing.T) {
 		for _, live = range []uint64{mib, 2 * mib, 4 * mib, 20 * mib, 30 * mib, 0} {
 			k.collected()
 		}
-		k.Large()
+		one, two := k.Large(), k.Large()
+		k.collected()
+		one()
+		k.Small()
+		k.collected()
+		time.Sleep(2 * restTime)
+		two()
 		k.collected()
 		time.Sleep(2 * restTime)
 		k.Close()
@@ -75,7 +88,7 @@ func TestKeeperPaces(t *testing.T) {
 func TestKeeperLeavesAlone(t *testing.T) {
 	k := newKeeper(0)
 	k.setPercent = func(int) { t.Error("it is set") }
-	k.Large()
+	k.Large()()
 	k.collected()
 	k.Close()
 }
