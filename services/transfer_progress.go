@@ -27,6 +27,7 @@ type transferProgress struct {
 	events *latest[string, *transfer.Progress] // by name
 	ending chan struct{}                       // closed when nothing comes any more
 	done   chan struct{}                       // closed once all is sent
+	last   time.Duration                       // that the client may take for the rest, in the end
 
 	mu      sync.Mutex          // guards what follows
 	root    string              // what objects belong to that have no parent
@@ -36,7 +37,7 @@ type transferProgress struct {
 
 func newTransferProgress(st *stream) *transferProgress {
 	p := &transferProgress{
-		stream: st, events: newLatest[string, *transfer.Progress](), ending: make(chan struct{}), done: make(chan struct{}),
+		stream: st, events: newLatest[string, *transfer.Progress](), ending: make(chan struct{}), done: make(chan struct{}), last: progressTime,
 		names: map[string]string{}, parents: map[string][]string{},
 	}
 	go p.run()
@@ -159,7 +160,7 @@ func (p *transferProgress) run() {
 // be nothing noted after.
 func (p *transferProgress) end() {
 	close(p.ending)
-	ctx, cancel := context.WithTimeout(context.Background(), progressTime)
+	ctx, cancel := context.WithTimeout(context.Background(), p.last)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { p.stream.end(nil) })
 	defer stop()
