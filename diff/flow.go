@@ -67,6 +67,10 @@ func (f *flow) pump(ctx context.Context, r io.Reader, limit int64) {
 			return
 		}
 		n, err := readFull(r, c.space[:])
+		if ctx.Err() != nil {
+			f.failed = context.Cause(ctx) // whatever came meanwhile: it is not to be judged
+			return
+		}
 		if f.size += int64(n); f.size > limit {
 			f.failed = fmt.Errorf("uncompressed it has more than %d bytes: %w", limit, errdefs.ErrResourceExhausted)
 			return
