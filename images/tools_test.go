@@ -7,15 +7,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/berthd/berth/internal/needed"
 	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/metadata"
 )
 
 func tool(t *testing.T, name string, args ...string) {
 	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("%s is not installed", name)
-	}
+	needed.Program(t, name)
 	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
@@ -25,7 +24,7 @@ func tool(t *testing.T, name string, args ...string) {
 func TestForeignArchives(t *testing.T) {
 	image, err := testimage.Busybox("busybox", testimage.BusyboxPath)
 	if err != nil {
-		t.Skip(err)
+		needed.Missing(t, err)
 	}
 	source := t.TempDir()
 	if err := layout(t, testimage.Gzip, image).WriteDir(source); err != nil {

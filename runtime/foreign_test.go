@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/berthd/berth/api/runtime/bootstrap/v1"
 	"github.com/berthd/berth/api/services/tasks/v1"
+	"github.com/berthd/berth/internal/needed"
 	"github.com/berthd/berth/runtime/record"
 )
 
@@ -129,11 +129,7 @@ func TestHybridSocket(t *testing.T) {
 // foreignMachine is a machine with another project's shim of runc.
 func foreignMachine(t *testing.T) (m *machine, shim string) {
 	m = newRealMachine(t)
-	shim, err := exec.LookPath("containerd-shim-runc-v2")
-	if err != nil {
-		t.Skipf("%v (Debian: apt-get install containerd)", err)
-	}
-	return m, shim
+	return m, needed.Program(t, "containerd-shim-runc-v2")
 }
 
 // createForeign creates a container under another project's shim.

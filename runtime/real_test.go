@@ -25,6 +25,7 @@ import (
 	"github.com/berthd/berth/api/types/runc"
 	apitask "github.com/berthd/berth/api/types/task"
 	"github.com/berthd/berth/internal/mount"
+	"github.com/berthd/berth/internal/needed"
 	"github.com/berthd/berth/runtime/record"
 )
 
@@ -57,9 +58,7 @@ func newRealMachine(t *testing.T) *machine {
 	if os.Getuid() != 0 {
 		t.Skip("containers need root")
 	}
-	if _, err := exec.LookPath("runc"); err != nil {
-		t.Skip(err)
-	}
+	needed.Program(t, "runc")
 	shim, err := buildShim()
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +68,7 @@ func newRealMachine(t *testing.T) *machine {
 	m.deadlines = Deadlines{Events: time.Second, Retry: 50 * time.Millisecond}
 	data, err := os.ReadFile("/bin/busybox")
 	if err != nil {
-		t.Skipf("%v (Debian: apt-get install busybox-static)", err)
+		needed.Missing(t, err)
 	}
 	rootfs := filepath.Join(m.dir, "rootfs")
 	for _, dir := range []string{"bin", "proc", "dev", "tmp"} {

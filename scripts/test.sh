@@ -36,7 +36,13 @@ bench() { (cd bench && go test ./...); }
 
 needs_tools() { [[ " ${parts[*]} " =~ \ (lint|scripts)\  ]]; }
 
-if needs_tools; then scripts/deps.sh run test; else scripts/deps.sh run; fi
+# With all of them there, a test that misses a program has failed.
+if needs_tools; then
+	scripts/deps.sh run test
+	export BERTH_TEST_TOOLS=1
+else
+	scripts/deps.sh run
+fi
 [[ " ${parts[*]} " =~ \ scripts\  && ! " ${parts[*]} " =~ \ build\  ]] && build
 for part in "${parts[@]}"; do
 	case $part in

@@ -96,6 +96,7 @@ var never = []struct {
 // into programs don't hold for them, and programs don't import them.
 var testOnly = []string{
 	"./internal/leak", "./internal/archtest", "./internal/testimage/...", "./internal/testregistry", "./internal/powercut",
+	"./internal/needed",
 	"./client/fakedaemon",
 	"./content/contenttest", "./snapshots/snapshottest", "./snapshots/proxytest",
 }

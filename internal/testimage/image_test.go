@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"os"
 	"testing"
+
+	"github.com/berthd/berth/internal/needed"
 )
 
 func TestReproducible(t *testing.T) {
 	if _, err := os.Stat(BusyboxPath); err != nil {
-		t.Skip("busybox-static is not installed")
+		needed.Missing(t, err)
 	}
 	for _, compression := range []string{None, Gzip, Zstd} {
 		var made [2]bytes.Buffer

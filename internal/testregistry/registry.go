@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/berthd/berth/internal/needed"
 )
 
 // Who may use a registry that wants a password.
@@ -76,13 +78,13 @@ func NewKeys(dir string) (_ Keys, err error) {
 }
 
 // Start runs Debian's docker-registry on this machine for the length of the test, by
-// https if there are keys, and returns its host. Without the program the test is
-// skipped.
+// https if there are keys, and returns its host. Without the program the test ends as
+// package needed has it.
 func Start(t testing.TB, password bool, tls *Keys) string {
 	t.Helper()
 	r, err := Run("", t.TempDir(), password, tls)
 	if errors.Is(err, exec.ErrNotFound) {
-		t.Skip("docker-registry is not installed; scripts/deps.sh test installs it")
+		needed.Missing(t, err)
 	}
 	if err != nil {
 		t.Fatal(err)

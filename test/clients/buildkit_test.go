@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/internal/needed"
 	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/test/harness"
 )
@@ -53,7 +54,7 @@ func TestBuildkit(t *testing.T) {
 	base := r.Host + "/base:1"
 	image, err := testimage.Busybox(base, testimage.BusyboxPath)
 	if err != nil {
-		t.Skip(err)
+		needed.Missing(t, err)
 	}
 	layout, err := testimage.NewLayout(testimage.Gzip, image)
 	if err != nil {

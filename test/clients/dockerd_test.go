@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/internal/needed"
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -32,7 +33,7 @@ type docker struct {
 func startDocker(t *testing.T, d *harness.Daemon) *docker {
 	t.Helper()
 	if _, err := os.Stat(programs.Tool("debian/usr/bin/dockerd")); err != nil {
-		t.Skip("dockerd is not installed; scripts/deps.sh test installs it")
+		needed.Missing(t, err)
 	}
 	dir, err := os.MkdirTemp("", "berth-docker-")
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/internal/needed"
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -92,7 +93,7 @@ func newDaemon(t *testing.T) *daemon {
 	t.Helper()
 	path, err := findContainerd()
 	if err != nil {
-		t.Skipf("%v: run scripts/deps.sh test, or install containerd", err)
+		needed.Missing(t, err)
 	}
 	dir, err := os.MkdirTemp("/tmp", "berth-c-")
 	if err != nil {

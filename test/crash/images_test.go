@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +23,7 @@ import (
 	"github.com/berthd/berth/api/services/images/v1"
 	"github.com/berthd/berth/api/services/leases/v1"
 	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/internal/needed"
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -101,8 +104,11 @@ func TestCrashImages(t *testing.T) {
 // newImageWorld starts a daemon and a registry with the images in it.
 func newImageWorld(t *testing.T, seed uint64) *imageWorld {
 	registry, err := harness.StartRegistry(programs, harness.RegistryOptions{})
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		needed.Missing(t, err)
+	}
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := registry.Close(); err != nil {
