@@ -12,13 +12,13 @@ import (
 )
 
 // When memory is given back to the kernel. A collection of garbage is no gain by
-// itself: the first few take some 700 KiB for tables of the collector, which
+// itself: the first few take 700 KiB and more for tables of the collector, which
 // stay, and so does looking at the allocator's statistics. A shim that has done
-// no more than to start its container is therefore left alone, as is one that
-// has hardly grown since the last time.
+// little is therefore left alone, for as long as it has less than it would have
+// after a collection, as is one that has hardly grown since the last time.
 const (
 	trimTime   = time.Second // after the last call
-	trimAbove  = 1700 << 10  // anonymous memory
+	trimAbove  = 2500 << 10  // anonymous memory
 	trimGrowth = 256 << 10   // since the last time
 	// programAbove is how much of the program may stay mapped: a shim at rest
 	// needs less, and a call takes what it needs from the page cache again, for
