@@ -16,9 +16,6 @@ import (
 	"github.com/berthd/berth/test/harness"
 )
 
-// dockerParent is the control group of what docker runs here.
-const dockerParent = "/berth-dockerd"
-
 // docker is Debian's dockerd, which has berthd run its containers.
 type docker struct {
 	t    *testing.T
@@ -45,12 +42,16 @@ func startDocker(t *testing.T, d *harness.Daemon) *docker {
 	return k
 }
 
+// group is the control group of what docker runs here. What a run that was killed
+// left in its own is in nobody's way.
+func (k *docker) group() string { return "/" + filepath.Base(k.dir) }
+
 func (k *docker) start() {
 	k.t.Helper()
 	at := func(name string) string { return filepath.Join(k.dir, name) }
 	k.cmd = exec.Command(programs.Tool("debian/usr/bin/dockerd"), "--containerd", k.d.Address, "--live-restore",
 		"--data-root", at("root"), "--exec-root", at("run"), "-H", "unix://"+at("docker.sock"), "--pidfile", at("pid"),
-		"--bridge=none", "--iptables=false", "--ip6tables=false", "--cgroup-parent", dockerParent)
+		"--bridge=none", "--iptables=false", "--ip6tables=false", "--cgroup-parent", k.group())
 	k.cmd.Stdout, k.cmd.Stderr = &k.log, &k.log
 	if err := k.cmd.Start(); err != nil {
 		k.t.Fatal(err)
@@ -106,7 +107,7 @@ func (k *docker) close() {
 	if err := os.RemoveAll(k.dir); err != nil {
 		k.t.Error(err)
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup" + dockerParent, "/sys/fs/cgroup/*" + dockerParent} {
+	for _, pattern := range []string{"/sys/fs/cgroup" + k.group(), "/sys/fs/cgroup/*" + k.group()} {
 		groups, err := filepath.Glob(pattern)
 		if err != nil {
 			k.t.Error(err)
