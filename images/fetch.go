@@ -164,18 +164,8 @@ func (f *fetcher) once(ctx context.Context, d ocispec.Descriptor, a *arrival, op
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	err = f.fill(ctx, w, d, a, open)
-	if err == nil || keepable(err) {
-		return err
-	}
-	// What is there is good for nothing.
-	undo, cancel := undoContext(ctx)
-	defer cancel()
-	if dropped := f.blobs.Abort(undo, refOf(d)); !errdefs.IsNotFound(dropped) {
-		err = errors.Join(err, dropped)
-	}
-	return err
+	defer func() { err = errors.Join(err, w.End(ctx, err == nil || keepable(err))) }()
+	return f.fill(ctx, w, d, a, open)
 }
 
 // keepable tells whether what was fetched before a failure is worth keeping for the
@@ -224,7 +214,7 @@ func (f *fetcher) fill(ctx context.Context, w *metadata.Writer, d ocispec.Descri
 			}
 			a.begin(coming)
 		}
-		if err := f.copy(ctx, w, d, a, status.Offset, open); err != nil {
+		if err := f.copy(w, d, a, status.Offset, open); err != nil {
 			return err
 		}
 	}
@@ -233,7 +223,7 @@ func (f *fetcher) fill(ctx context.Context, w *metadata.Writer, d ocispec.Descri
 		if err := w.Truncate(0); err != nil {
 			return err
 		}
-		if err := f.copy(ctx, w, d, a, 0, open); err != nil {
+		if err := f.copy(w, d, a, 0, open); err != nil {
 			return err
 		}
 		got = w.Digest()
@@ -255,7 +245,7 @@ func (f *fetcher) fill(ctx context.Context, w *metadata.Writer, d ocispec.Descri
 }
 
 // copy fetches from offset to the end.
-func (f *fetcher) copy(ctx context.Context, w *metadata.Writer, d ocispec.Descriptor, a *arrival, offset int64, open func(offset int64) (io.ReadCloser, error)) (err error) {
+func (f *fetcher) copy(w *metadata.Writer, d ocispec.Descriptor, a *arrival, offset int64, open func(offset int64) (io.ReadCloser, error)) (err error) {
 	body, err := open(offset)
 	if err != nil {
 		return err
