@@ -85,6 +85,9 @@ func (c *container) finish(p *process, e record.Exit) {
 	if !p.streams.settle() {
 		log.Warn("exit reported before all output is read, the reader is slow", "task", c.id, "exec", p.id)
 	}
+	if p.isInit() && e.Status == 128+uint32(unix.SIGKILL) {
+		c.recallOOM(p.pid)
+	}
 	e.OOMKills = c.countOOM()
 	c.mu.Lock()
 	if p.silent { // the record says what Delete answers and its event does, or who reads it says another thing

@@ -103,6 +103,33 @@ func (c *container) readOOM() {
 	}
 }
 
+// recallOOM asks the kernel's log about a process that was killed, where its group
+// was gone before its counter could be read: systemd may be faster than the shim.
+func (c *container) recallOOM(pid int) {
+	o := c.oom
+	if o == nil {
+		return
+	}
+	if _, _, err := o.group.Kills(); err == nil {
+		return
+	}
+	o.mu.Lock()
+	known := o.seen > 0 || o.kills > 0
+	o.mu.Unlock()
+	if known {
+		return
+	}
+	killed, err := cgroup.Killed(pid)
+	if err != nil {
+		c.shim.config.Log.Warn("whether a process was killed for want of memory is not known: its cgroup is gone", "task", c.id, "pid", pid, "error", err)
+	}
+	if killed {
+		o.mu.Lock()
+		o.seen = 1
+		o.mu.Unlock()
+	}
+}
+
 // unwatchOOM ends the count.
 func (c *container) unwatchOOM() {
 	if c.oom != nil {
