@@ -72,7 +72,7 @@ func (s *Snapshots) tryCreate(ctx context.Context, row snapshots.Row) ([]mount.M
 	var land func()
 	row.ID, land = s.driver.takeID()
 	defer land()
-	o := snapshots.CreateOptions{Kind: row.Kind, Labels: inherited(row.Labels)}
+	o := snapshots.CreateOptions{Kind: row.Kind, Labels: inherited(row.Labels), Layer: target != ""}
 	if err := s.driver.Create(ctx, row.ID, parents, o); err != nil {
 		return nil, s.explain(fmt.Errorf("snapshot %q: %w", short(row.Name), err), func(tree snapshots.Tree) error {
 			return second(tree.CheckCreate(row.Name, row.Parent, row.Labels))

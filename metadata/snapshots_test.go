@@ -82,6 +82,16 @@ func (w *world) directories() int {
 	return len(entries)
 }
 
+// TestLayerIsTold: a driver learns which snapshots a layer will be unpacked into.
+func TestLayerIsTold(t *testing.T) {
+	w, driver, native := watched(t)
+	w.must(second(native.Prepare(bg, "container", "", nil)))
+	w.must(second(native.Prepare(bg, "layer", "", map[string]string{labels.SnapshotRef: "chain"})))
+	if got := driver.options; len(got) != 2 || got[0].Layer || !got[1].Layer {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestSnapshotLife(t *testing.T) {
 	w, driver, native := watched(t)
 	given := map[string]string{"a": "b", "containerd.io/snapshot/uidmapping": "0:1:2", "empty": ""}

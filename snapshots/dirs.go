@@ -36,7 +36,8 @@ const (
 type Dirs struct {
 	root string
 	// inOrder tells that the file system keeps all names in one journal: to flush
-	// a directory flushes whatever was made before anywhere in it.
+	// a directory flushes all names and attributes that were made before, anywhere
+	// in it, and nothing but the bytes of files is left.
 	inOrder bool
 	hold    *os.File // of root, open for the errors that Flush has to report
 	dir     string   // ROOT/snapshots
@@ -56,7 +57,6 @@ func OpenDirs(root string) (*Dirs, error) {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
 	d.inOrder = keepsOrder(d.hold)
-	spread(d.hold)
 	return d, nil
 }
 
@@ -64,15 +64,21 @@ func OpenDirs(root string) (*Dirs, error) {
 // each other (FS_TOPDIR_FL of linux/fs.h, chattr's T).
 const topDir = 0x00020000
 
-// spread has ext4 begin each subdirectory of f in a part of the disk that has room.
-// Beside each other they would take the inodes that the last ones have left, which
-// ext4 doesn't give out for up to five minutes: it looks at each of them again for
-// every file, and an image that is pulled after another was removed takes several
-// times as long. Other file systems have no such flag, and need none.
-func spread(f *os.File) {
+// Spread has ext4 begin what is made in dir from now on in a part of the disk that
+// has room, each for itself. Layers beside each other would take the inodes that the
+// last ones have left, which ext4 doesn't give out for up to five minutes: it looks
+// at each of them again for every file, and an image that is pulled after another
+// was removed takes several times as long. To seek such a part takes ext4 a time that
+// grows with the disk, so it is not for what holds few files. Other file systems have
+// no such flag, and need none.
+func Spread(dir string) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
 	fd := int(f.Fd())
-	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
-	if err == nil && flags&topDir == 0 {
+	if flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS); err == nil {
 		_ = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags|topDir)
 	}
 }
@@ -92,15 +98,19 @@ func keepsOrder(f *os.File) bool {
 		return fs.Type == unix.XFS_SUPER_MAGIC
 	}
 	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
-	if err == nil {
-		_, err = os.Stat(filepath.Join("/sys/fs/ext4", filepath.Base(device), "journal_task"))
+	if err != nil {
+		return false
 	}
-	return err == nil
+	task, err := os.ReadFile(filepath.Join("/sys/fs/ext4", filepath.Base(device), "journal_task"))
+	return err == nil && isTask(string(task))
 }
 
-// InOrder tells that to flush a name here flushes all names and attributes that
-// were made before, and nothing but the bytes of files is left to flush.
-func (d *Dirs) InOrder() bool { return d.inOrder }
+// isTask reads what ext4's journal_task says: the process that writes the journal,
+// or "<none>".
+func isTask(text string) bool {
+	n, err := strconv.Atoi(strings.TrimSpace(text))
+	return err == nil && n > 0
+}
 
 // Close lets go of the directory.
 func (d *Dirs) Close() error { return d.hold.Close() }
@@ -117,12 +127,13 @@ func (d *Dirs) Places(id ID) []string {
 }
 
 // Create makes the directory of id. fill puts into it what belongs there; then
-// it gets its name, flush flushes what fill has made, and the name is flushed.
-// After an error nothing is left. AlreadyExists: it is there, whoever made it.
+// it gets its name, which is flushed together with the directories in it that made
+// names. What else fill makes it has to flush itself. After an error nothing is
+// left. AlreadyExists: it is there, whoever made it.
 //
 // Flushing comes after the rename so that one journal commit of the file system
 // covers both. A power cut between them leaves a number without a row.
-func (d *Dirs) Create(ctx context.Context, id ID, fill, flush func(dir string) error) (err error) {
+func (d *Dirs) Create(ctx context.Context, id ID, fill func(dir string) error, made ...string) (err error) {
 	path := d.Path(id)
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("snapshot directory %s: %w", path, errdefs.ErrAlreadyExists)
@@ -150,10 +161,14 @@ func (d *Dirs) Create(ctx context.Context, id ID, fill, flush func(dir string) e
 	if err := durable.RenameVolatile("snapshots.create", temp, path); err != nil {
 		return err
 	}
-	if err := flush(path); err != nil {
-		return err
+	flushed := []string{d.dir}
+	if !d.inOrder {
+		flushed = append(flushed, path)
+		for _, name := range made {
+			flushed = append(flushed, filepath.Join(path, name))
+		}
 	}
-	return durable.SyncDir("snapshots.create", d.dir)
+	return durable.SyncDirs("snapshots.create", flushed...)
 }
 
 // Flush returns once everything that was written below the root is on disk.

@@ -80,6 +80,7 @@ func (id ID) String() string { return strconv.FormatUint(uint64(id), 10) }
 type CreateOptions struct {
 	Kind   Kind              // View or Active
 	Labels map[string]string // those that start with containerd.io/snapshot/
+	Layer  bool              // a layer of an image is to be unpacked into it
 }
 
 // Driver is all that a file system has to know. It sees numbers, not names.

@@ -119,6 +119,9 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 		made = append(made, workDir)
 	}
 	fill := func(dir string) error {
+		if o.Layer {
+			snapshots.Spread(dir)
+		}
 		for _, name := range made {
 			if err := os.Mkdir(filepath.Join(dir, name), 0o711); err != nil {
 				return err
@@ -130,15 +133,7 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 		}
 		return os.NewSyscallError("chmod", unix.Chmod(root, mode))
 	}
-	flush := func(dir string) error {
-		for _, name := range append(made, "") {
-			if err := durable.SyncDir("snapshots.create.layer", filepath.Join(dir, name)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return d.dirs.Create(ctx, id, fill, flush)
+	return d.dirs.Create(ctx, id, fill, made...)
 }
 
 // Mounts implements snapshots.Driver. It mounts the images of the parents.

@@ -14,7 +14,6 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/snapshots"
 )
@@ -48,18 +47,15 @@ func (d *Driver) Capabilities() []string { return nil }
 func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshots.ID, o snapshots.CreateOptions) error {
 	copied := len(parents) > 0 && o.Kind == snapshots.Active
 	fill := func(dir string) error {
-		if copied {
-			return copyTree(ctx, d.dirs.Path(parents[0]), dir)
+		if !copied {
+			return os.Chmod(dir, 0o755)
 		}
-		return os.Chmod(dir, 0o755)
-	}
-	flush := func(dir string) error {
-		if copied {
-			return d.dirs.Flush()
+		if err := copyTree(ctx, d.dirs.Path(parents[0]), dir); err != nil {
+			return err
 		}
-		return durable.SyncDir("snapshots.create.layer", dir)
+		return d.dirs.Flush()
 	}
-	return d.dirs.Create(ctx, id, fill, flush)
+	return d.dirs.Create(ctx, id, fill)
 }
 
 // Mounts implements snapshots.Driver.

@@ -28,7 +28,6 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/berthd/berth/internal/durable"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/snapshots"
 )
@@ -144,6 +143,9 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 	}
 	limited := uint32(0)
 	fill := func(dir string) (err error) {
+		if o.Layer {
+			snapshots.Spread(dir)
+		}
 		for _, name := range made {
 			if err := os.Mkdir(filepath.Join(dir, name), 0o711); err != nil {
 				return err
@@ -154,18 +156,7 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 		}
 		return root.apply(filepath.Join(dir, fsDir))
 	}
-	flush := func(dir string) error {
-		if d.dirs.InOrder() {
-			return nil // the flush of the name does
-		}
-		for _, name := range append(made, "") {
-			if err := durable.SyncDir("snapshots.create.layer", filepath.Join(dir, name)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	err := d.dirs.Create(ctx, id, fill, flush)
+	err := d.dirs.Create(ctx, id, fill, made...)
 	if err != nil && limited != 0 {
 		err = errors.Join(err, d.lift(limited))
 	}

@@ -118,6 +118,30 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// TestApart: on ext4 a layer's tree begins apart from others', a container's doesn't.
+func TestApart(t *testing.T) {
+	root := t.TempDir()
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil || st.Type != unix.EXT4_SUPER_MAGIC {
+		t.Skipf("needs ext4: %#x, %v", st.Type, err)
+	}
+	d := open(t, root)
+	for id, layer := range map[snapshots.ID]bool{1: true, 2: false} {
+		if err := d.Create(t.Context(), id, nil, snapshots.CreateOptions{Kind: snapshots.Active, Layer: layer}); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(filepath.Join(root, "snapshots", id.String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		const topDir = 0x20000 // FS_TOPDIR_FL of linux/fs.h
+		if flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS); err != nil || flags&topDir != 0 != layer {
+			t.Errorf("layer %v: flags %#x, %v", layer, flags, err)
+		}
+	}
+}
+
 func TestProbe(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")

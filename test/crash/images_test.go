@@ -30,7 +30,7 @@ import (
 // storePoints are durable steps of blobs, layers and rows.
 var storePoints = []string{
 	"content.ingest.rename", "content.commit.sync", "content.commit.rename", "content.commit.syncdir", "content.discard.rename",
-	"snapshots.create.rename", "snapshots.create.syncdir", "snapshots.create.layer.syncdir", "snapshots.flush.syncfs", "snapshots.remove.rename",
+	"snapshots.create.rename", "snapshots.create.syncdir", "snapshots.flush.syncfs", "snapshots.remove.rename",
 	"metadata.commit",
 }
 
