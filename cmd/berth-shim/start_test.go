@@ -153,8 +153,11 @@ func TestStartGroup(t *testing.T) {
 	if other == outs[0] {
 		t.Error("another group has the same shim")
 	}
-	s.leave(outs[0])
-	s.leave(other)
+	// Side by side: each stays for the containers that were announced, and leaves
+	// of itself, which a later call would meet.
+	all.Go(func() { s.leave(outs[0]) })
+	all.Go(func() { s.leave(other) })
+	all.Wait()
 }
 
 // TestStartFails has everything that start reads be wrong, and leaves nothing.
