@@ -23,7 +23,7 @@ import (
 // by a thread.
 type child struct {
 	proc   *sys.Process
-	exited chan struct{} // closed once it was reaped, or is somebody else's to reap
+	exited chan struct{} // closed once it has ended, or is somebody else's to wait for
 
 	// mu guards reaped, so that its process group is not killed when its number
 	// may be another's.
@@ -96,17 +96,29 @@ func (t *Tasks) launch(k *task, socket *os.File) (*child, error) {
 	return c, nil
 }
 
+// reapPause is from the end of a shim until it is reaped. The kernel says that a
+// process has ended while its last thread is still about to take itself out of
+// /proc; who reaps the process meanwhile spins until that is done, which takes
+// milliseconds where the thread has to wait for a processor.
+const reapPause = 50 * time.Millisecond
+
 // reap waits for a shim, for as long as this daemon runs.
 func (t *Tasks) reap(k *task, c *child) {
-	defer close(c.exited)
 	defer c.proc.Close()
 	err := c.proc.Exited(t.ctx)
+	close(c.exited)
 	if t.ctx.Err() != nil {
 		return
 	}
+	select {
+	case <-time.After(reapPause):
+	case <-t.ctx.Done(): // what has ended is not left behind
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), killGrace)
+	defer cancel()
 	c.mu.Lock()
 	if err == nil {
-		c.status, err = c.proc.Wait(t.ctx)
+		c.status, err = c.proc.Wait(ctx)
 	}
 	c.reaped = true
 	c.mu.Unlock()
