@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/internal/cgroup"
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/runtime/record"
 )
@@ -72,7 +73,7 @@ func (t *Tasks) launch(k *task, socket *os.File) (*child, error) {
 	err = sys.StartSmall(func() (err error) {
 		p, err = os.StartProcess(t.cfg.Shim, args, &os.ProcAttr{
 			Dir:   k.dir,
-			Env:   t.shimEnv(k.ns),
+			Env:   append(t.shimEnv(k.ns), cgroup.MountsVariable+"="+cgroup.Mounts()),
 			Files: []*os.File{t.null, logFile, logFile, socket},
 			Sys:   &syscall.SysProcAttr{Setsid: true},
 		})
@@ -153,7 +154,7 @@ func (t *Tasks) shimEnv(ns string) []string {
 		key, _, _ := strings.Cut(e, "=")
 		switch key {
 		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
-			"GOMAXPROCS", "GOGC", "GOMEMLIMIT", "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "BERTH_OCI_ROOT":
+			"GOMAXPROCS", "GOGC", "GOMEMLIMIT", "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "BERTH_OCI_ROOT", cgroup.MountsVariable:
 			continue
 		}
 		env = append(env, e)

@@ -36,6 +36,9 @@ func (s *Shim) sweep() {
 // reapStrays reaps the dead among the unknown children and tells whether there
 // are live ones. Callers hold spawning.
 func (s *Shim) reapStrays() (alive bool) {
+	if !sys.HasChildren() {
+		return false // the rule, and much cheaper to know than which they are
+	}
 	children, err := sys.Children(os.Getpid())
 	if err != nil {
 		s.config.Log.Error("strays not swept", "error", err)

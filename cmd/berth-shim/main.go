@@ -34,7 +34,7 @@ start   leaves a server for the container whose bundle is the working directory,
 
 They are run by daemons: serve and delete by berthd, start, delete and -info by
 others. Environment: TTRPC_ADDRESS (where events go), BERTH_OCI_ROOT (state of
-the OCI runtimes).
+the OCI runtimes), BERTH_CGROUP_MOUNTS (what mountinfo says about control groups).
 `
 
 // arguments are what the command line says.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/internal/cgroup"
 	"github.com/berthd/berth/internal/sys"
 	"github.com/berthd/berth/shim"
 )
@@ -36,6 +37,8 @@ func serve(a arguments) error {
 	if err := sys.SetSubreaper(); err != nil {
 		return err
 	}
+	cgroup.UseMounts(os.Getenv(cgroup.MountsVariable))
+	_ = os.Unsetenv(cgroup.MountsVariable) // it is for nobody whom the shim starts
 	config := shim.Config{Namespace: a.namespace, Log: log, Claim: true}
 	if a.pod {
 		config.Home, config.Moved = a.bundle, func(bundle string) { a.move(bundle, log, output) }

@@ -54,11 +54,35 @@ func Of(pid int) (Group, error) {
 	return g, nil
 }
 
-// hierarchies reads where the hierarchies are mounted, once: on a machine with many
-// containers the table of mounts is long, and these are not moved about.
+// MountsVariable names the environment variable in which a daemon tells its shims
+// what Mounts has told it.
+const MountsVariable = "BERTH_CGROUP_MOUNTS"
+
+// mounts are the lines of mountinfo about hierarchies, read once: on a machine with
+// many containers the table of mounts is long, and these are not moved about.
+var mounts = sync.OnceValues(func() (string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	return hierarchyLines(data), err
+})
+
+// Mounts tells where the hierarchies are mounted, for UseMounts in a process of the
+// same mount namespace. It is empty where that can't be read.
+func Mounts() string {
+	lines, _ := mounts()
+	return lines
+}
+
+// UseMounts has this package take the word of another process for where the
+// hierarchies are mounted, unless that is empty. It has to be called before all else.
+func UseMounts(lines string) {
+	if lines != "" {
+		mounts = func() (string, error) { return lines, nil }
+	}
+}
+
 var hierarchies = sync.OnceValues(func() (map[string]place, error) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	return parseMounts(mounts), err
+	lines, err := mounts()
+	return parseMounts([]byte(lines)), err
 })
 
 // find turns the paths of a process into directories. Where it shares its group
@@ -112,6 +136,17 @@ func (p place) directory(path string) (string, bool) {
 		return "", false
 	}
 	return filepath.Join(p.dir, rest), true
+}
+
+// hierarchyLines picks the lines of mountinfo that parseMounts heeds.
+func hierarchyLines(data []byte) string {
+	var lines strings.Builder
+	for line := range bytes.Lines(data) {
+		if _, fs, ok := bytes.Cut(line, []byte(" - cgroup")); ok && (bytes.HasPrefix(fs, []byte(" ")) || bytes.HasPrefix(fs, []byte("2 "))) {
+			lines.Write(line)
+		}
+	}
+	return lines.String()
 }
 
 // parseMounts reads mountinfo (proc_pid_mountinfo(5)): where the hierarchy of

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
@@ -42,9 +43,15 @@ func TestFind(t *testing.T) {
 		{"garbage", "x\n\n0:\n", unifiedMounts, Group{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := find(parsePaths([]byte(c.paths)), parsePaths([]byte(own)), parseMounts([]byte(c.mounts)))
-			if !reflect.DeepEqual(got, c.want) {
-				t.Errorf("%+v, want %+v", got, c.want)
+			lines := hierarchyLines([]byte(c.mounts))
+			for _, mounts := range []string{c.mounts, lines} {
+				got := find(parsePaths([]byte(c.paths)), parsePaths([]byte(own)), parseMounts([]byte(mounts)))
+				if !reflect.DeepEqual(got, c.want) {
+					t.Errorf("%+v, want %+v", got, c.want)
+				}
+			}
+			if n := strings.Count(c.mounts, " - cgroup"); strings.Count(lines, "\n") != n {
+				t.Errorf("%d of %d lines: %q", strings.Count(lines, "\n"), n, lines)
 			}
 		})
 	}

@@ -14,12 +14,12 @@ func Directories(name string) ([]string, error) {
 	if !path.IsAbs(name) || path.Clean(name) == "/" {
 		return nil, nil
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := hierarchies()
 	if err != nil {
 		return nil, err
 	}
 	dirs := map[string]bool{} // one for controllers that are mounted together
-	for _, at := range parseMounts(mounts) {
+	for _, at := range mounts {
 		dir := filepath.Join(at.dir, path.Clean(name))
 		if info, err := os.Stat(dir); err == nil && info.IsDir() {
 			dirs[dir] = true

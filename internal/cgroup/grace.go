@@ -175,12 +175,8 @@ var graceOrder = []string{
 // ownProcs returns what opens the cgroup.procs of the group that this process is
 // in, in one hierarchy.
 func ownProcs() func() (io.WriteCloser, error) {
-	mounted := sync.OnceValues(func() (map[string]place, error) {
-		data, err := os.ReadFile("/proc/self/mountinfo")
-		return parseMounts(data), err
-	})
 	return func() (io.WriteCloser, error) {
-		mounts, err := mounted()
+		mounts, err := hierarchies()
 		if err != nil {
 			return nil, err
 		}

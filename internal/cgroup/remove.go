@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -29,12 +28,12 @@ func Remove(name string) error {
 	if !path.IsAbs(name) || path.Clean(name) == "/" {
 		return nil
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := hierarchies()
 	if err != nil {
 		return err
 	}
 	dirs := map[string]bool{} // one for controllers that are mounted together
-	for _, at := range parseMounts(mounts) {
+	for _, at := range mounts {
 		dirs[filepath.Join(at.dir, path.Clean(name))] = true
 	}
 	var failed []error

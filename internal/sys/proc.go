@@ -108,6 +108,16 @@ func Zombie(pid int) bool {
 	return err == nil && s.Dead()
 }
 
+// HasChildren tells whether this process has any children, zombies included.
+func HasChildren() bool {
+	for {
+		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, nil)
+		if err != unix.EINTR {
+			return err != unix.ECHILD
+		}
+	}
+}
+
 // Children lists the children of a process, zombies included. It reads
 // /proc/PID/task/TID/children, or where the kernel lacks that (no
 // CONFIG_PROC_CHILDREN) the parents of all processes.

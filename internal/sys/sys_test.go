@@ -170,6 +170,9 @@ func TestStatOddName(t *testing.T) {
 }
 
 func TestChildren(t *testing.T) {
+	if got, err := Children(os.Getpid()); err != nil || HasChildren() != (len(got) > 0) {
+		t.Errorf("has children: %v, of %v, %v", HasChildren(), got, err)
+	}
 	a, b := start(t, "sleep", "1000"), start(t, "true")
 	p := open(t, b, true)
 	if err := p.Exited(t.Context()); err != nil {
@@ -180,6 +183,9 @@ func TestChildren(t *testing.T) {
 		if err != nil || !slices.Contains(got, a) || !slices.Contains(got, b) {
 			t.Errorf("%s: %v, %v; want %d and the zombie %d", name, got, err, a, b)
 		}
+	}
+	if !HasChildren() {
+		t.Error("has no children")
 	}
 }
 
