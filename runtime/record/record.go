@@ -45,7 +45,6 @@ const (
 	ExitFile       = "exit.json"
 	ConfigFile     = "config.json"
 	ShimLogFile    = "shim.log"
-	RuntimeLogFile = "runtime.log"
 	RootfsDir      = "rootfs"
 	ExecsDir       = "execs"
 	StatusFile     = "status.json"
