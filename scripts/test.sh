@@ -25,11 +25,13 @@ lint() {
 }
 build() { make --no-print-directory build; }
 unit() { go test -race -timeout 15m ./...; }
-# The same tests again with fault points, in the packages that have any.
+# The tests that have fault points, with them.
 faults() {
-	local packages
-	packages=$(grep -rlE --include=*_test.go '^//go:build faults' . | xargs -n1 dirname | sort -u | grep -vE '^\./(test|bench)(/|$)')
-	go test -race -timeout 15m -tags faults $packages
+	local files packages tests
+	files=$(grep -rlE --include=*_test.go '^//go:build faults|fault\.Enabled' . | grep -vE '^\./(test|bench)/')
+	packages=$(xargs -n1 dirname <<<"$files" | sort -u)
+	tests=$(xargs grep -hoE '^func Test[A-Za-z0-9_]+' <<<"$files" | sed 's/^func //' | sort -u | paste -sd'|')
+	go test -race -timeout 15m -tags faults -run "^($tests)\$" $packages
 }
 scripts() { (cd test && go test -timeout 20m ./...); }
 bench() { (cd bench && go test ./...); }
