@@ -65,10 +65,17 @@ var mounts = sync.OnceValues(func() (string, error) {
 	return hierarchyLines(data), err
 })
 
+// maxMounts bounds what Mounts tells, in bytes. An environment variable has room for
+// 128 KiB (MAX_ARG_STRLEN), and more than that keeps the process from being started.
+const maxMounts = 64 << 10
+
 // Mounts tells where the hierarchies are mounted, for UseMounts in a process of the
-// same mount namespace. It is empty where that can't be read.
+// same mount namespace. It is empty where that can't be read, or is too much.
 func Mounts() string {
 	lines, _ := mounts()
+	if len(lines) > maxMounts {
+		return ""
+	}
 	return lines
 }
 
@@ -129,6 +136,13 @@ func parsePaths(data []byte) map[string]string {
 // place is where a hierarchy is mounted: root of it at dir.
 type place struct{ root, dir string }
 
+// usualDir is where hierarchies are mounted for all to see.
+const usualDir = "/sys/fs/cgroup"
+
+// usual tells whether a hierarchy is mounted where everybody looks for it, rather
+// than in a chroot, say, that may go at any time.
+func (p place) usual() bool { return p.dir == usualDir || strings.HasPrefix(p.dir, usualDir+"/") }
+
 // directory returns where a path of the hierarchy is, if it is below the mount.
 func (p place) directory(path string) (string, bool) {
 	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(p.root, "/"))
@@ -150,9 +164,15 @@ func hierarchyLines(data []byte) string {
 }
 
 // parseMounts reads mountinfo (proc_pid_mountinfo(5)): where the hierarchy of
-// each controller is mounted, "" being version 2.
+// each controller is mounted, "" being version 2. Of several places the usual one
+// counts, else the last.
 func parseMounts(data []byte) map[string]place {
 	mounts := map[string]place{}
+	add := func(controller string, at place) {
+		if at.usual() || !mounts[controller].usual() {
+			mounts[controller] = at
+		}
+	}
 	for line := range strings.Lines(string(data)) {
 		fields := strings.Fields(line)
 		dash := slices.Index(fields, "-")
@@ -162,10 +182,10 @@ func parseMounts(data []byte) map[string]place {
 		at := place{root: fields[3], dir: unescape(fields[4])}
 		switch fields[dash+1] {
 		case "cgroup2":
-			mounts[""] = at
+			add("", at)
 		case "cgroup":
 			for option := range strings.SplitSeq(fields[dash+3], ",") {
-				mounts[option] = at
+				add(option, at)
 			}
 		}
 	}

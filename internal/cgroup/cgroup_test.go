@@ -27,6 +27,12 @@ garbage
 const unifiedMounts = `25 30 0:22 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate
 `
 
+// chrootMounts are those of a chroot, as mount --rbind /sys makes them.
+const chrootMounts = `41 30 0:23 / /srv/chroot/sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:10 - cgroup cgroup rw,cpu,cpuacct
+42 30 0:24 /x /srv/chroot/sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+43 30 0:22 / /srv/chroot/sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate
+`
+
 func TestFind(t *testing.T) {
 	const own = "4:memory:/user\n3:pids:/outer/user\n2:cpu,cpuacct:/\n0::/\n"
 	for _, c := range []struct {
@@ -38,6 +44,11 @@ func TestFind(t *testing.T) {
 		}}},
 		{"outside of what is mounted", "3:pids:/outerspace\n4:memory:/c\n", hybridMounts, Group{Controllers: map[string]string{"memory": "/sys/fs/cgroup/memory/c"}}},
 		{"unified", "0::/x:y/c\n", unifiedMounts, Group{Unified: "/sys/fs/cgroup/x:y/c"}},
+		{"a chroot's", "4:memory:/c\n2:cpu,cpuacct:/c\n", hybridMounts + chrootMounts, Group{Controllers: map[string]string{
+			"memory": "/sys/fs/cgroup/memory/c", "cpu": "/sys/fs/cgroup/cpu,cpuacct/c", "cpuacct": "/sys/fs/cgroup/cpu,cpuacct/c",
+		}}},
+		{"a chroot's, listed first", "4:memory:/c\n", chrootMounts + hybridMounts, Group{Controllers: map[string]string{"memory": "/sys/fs/cgroup/memory/c"}}},
+		{"unified and a chroot's", "0::/c\n", unifiedMounts + chrootMounts, Group{Unified: "/sys/fs/cgroup/c"}},
 		{"ours", own, hybridMounts, Group{}},
 		{"nothing mounted", "0::/x\n", "", Group{}},
 		{"garbage", "x\n\n0:\n", unifiedMounts, Group{}},
@@ -54,6 +65,27 @@ func TestFind(t *testing.T) {
 				t.Errorf("%d of %d lines: %q", strings.Count(lines, "\n"), n, lines)
 			}
 		})
+	}
+}
+
+// TestMountsFit: an environment variable has room for 128 KiB (MAX_ARG_STRLEN).
+func TestMountsFit(t *testing.T) {
+	defer func(was func() (string, error)) { mounts = was }(mounts)
+	for _, c := range []struct {
+		lines string
+		fit   bool
+	}{
+		{unifiedMounts, true},
+		{strings.Repeat(chrootMounts, 500), false},
+	} {
+		UseMounts(c.lines)
+		want := ""
+		if c.fit {
+			want = c.lines
+		}
+		if got := Mounts(); got != want {
+			t.Errorf("%d bytes of %d", len(got), len(c.lines))
+		}
 	}
 }
 
