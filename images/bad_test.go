@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -121,7 +123,30 @@ func nested(t *testing.T) []byte {
 	return archiveOf(t, l)
 }
 
+// many is an image whose indexes name the one before them, and the first one d, so often.
+func many(t *testing.T, l *testimage.Layout, d ocispec.Descriptor, often ...int) []byte {
+	t.Helper()
+	var err error
+	for _, n := range often {
+		if d, err = l.AddIndex(slices.Repeat([]ocispec.Descriptor{d}, n)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.List(d, "demo"); err != nil {
+		t.Fatal(err)
+	}
+	return archiveOf(t, l)
+}
+
+// large is a manifest with an annotation of so many bytes, and so many layers.
+func large(l *testimage.Layout, bytes, layers int) ocispec.Descriptor {
+	config := l.Blob(ocispec.MediaTypeImageConfig, []byte("{}"))
+	return l.Blob(ocispec.MediaTypeImageManifest, fmt.Appendf(nil, `{"schemaVersion":2,"config":{"mediaType":%q,"digest":%q,"size":2},"layers":[%s],"annotations":{"a":%q}}`,
+		config.MediaType, config.Digest, strings.TrimSuffix(strings.Repeat("{},", layers), ","), strings.Repeat("a", bytes)))
+}
+
 func TestBadImages(t *testing.T) {
+	empty, fat, broad := layout(t, testimage.Gzip), layout(t, testimage.Gzip), layout(t, testimage.Gzip)
 	lost := docker(t, testimage.None, small(t, "demo", here))
 	for name := range lost {
 		if strings.HasSuffix(name, "layer.tar") {
@@ -141,6 +166,9 @@ func TestBadImages(t *testing.T) {
 		"other platform":      {archive: foreign, want: gone, text: "linux/s390x"},
 		"other platform, all": {archive: foreign, o: ImportOptions{AllPlatforms: true}, want: gone, text: "leave it packed"},
 		"nested index":        {archive: nested(t), want: bad, text: "indexes in each other"},
+		"indexes of indexes":  {archive: many(t, empty, ocispec.Descriptor{}, 0, 100, 100), want: bad, text: "more than 4096 manifests"},
+		"fat manifests":       {archive: many(t, fat, large(fat, 1<<20, 0), 40), want: bad, text: "more than 33554432 bytes"},
+		"a broad manifest":    {archive: many(t, broad, large(broad, 0, 5000), 1), want: bad, text: "5000 layers"},
 		"missing layer":       {archive: changed(t, func(l l, m m) { delete(l.Blobs, m.Layers[1].Digest) }), want: gone, text: "layer 2"},
 		"missing config":      {archive: changed(t, func(l l, m m) { delete(l.Blobs, m.Config.Digest) }), want: gone, text: "config"},
 		"wrong size":          {archive: changed(t, func(_ l, m m) { m.Layers[0].Size++ }), want: bad, text: "bytes"},

@@ -61,6 +61,7 @@ func (m *maker) learn(ctx context.Context, ns string) error {
 	}
 	for _, row := range found {
 		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.Digest(row.Digest), Size: row.Size}
+		l.read = reading{} // it is an image of its own
 		if err := m.tolerate(ctx, l.visit(ctx, d, 0)); err != nil {
 			return err
 		}

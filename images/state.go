@@ -97,6 +97,7 @@ type looker struct {
 	blobs *metadata.Blobs
 	scope metadata.Scope
 	state *State
+	read  reading
 }
 
 // visit looks at a descriptor and what is below it. Errors are of the target and
@@ -113,11 +114,8 @@ func (l *looker) visit(ctx context.Context, d ocispec.Descriptor, depth int) err
 		return fmt.Errorf("%s %s is missing: %w", kindText(kind), d.Digest, errdefs.ErrNotFound)
 	case kind == Index && whole:
 		var doc ocispec.Index
-		if err := readJSON(ctx, l.blobs, "index", d, &doc); err != nil {
+		if err := l.document(ctx, "index", d, &doc); err != nil {
 			return err
-		}
-		if len(l.state.Variants)+len(doc.Manifests) > maxEntries {
-			return invalid("index %s: the image has more than %d manifests", d.Digest, maxEntries)
 		}
 		for _, child := range doc.Manifests {
 			if k := KindOf(child.MediaType); k == Index || k == Manifest {
@@ -153,7 +151,7 @@ func (l *looker) manifest(ctx context.Context, d ocispec.Descriptor, whole bool)
 		l.state.Variants = append(l.state.Variants, v)
 		return nil
 	}
-	if err := readJSON(ctx, l.blobs, "manifest", d, &v.doc); err != nil {
+	if err := l.document(ctx, "manifest", d, &v.doc); err != nil {
 		return err
 	}
 	v.Size, v.has = d.Size, []digest.Digest{d.Digest}
@@ -186,8 +184,8 @@ func (l *looker) manifest(ctx context.Context, d ocispec.Descriptor, whole bool)
 // config reads what the config says of the platform and of the layers, and looks
 // which of the snapshots are there that its labels name.
 func (l *looker) config(ctx context.Context, v *Variant) error {
-	config, err := readConfig(ctx, l.blobs, v.doc.Config)
-	if err != nil {
+	config := &ocispec.Image{}
+	if err := l.document(ctx, "config", v.doc.Config, config); err != nil {
 		return err
 	}
 	if config.RootFS.Type != "" || len(config.RootFS.DiffIDs) > 0 {
@@ -223,6 +221,15 @@ func (l *looker) config(ctx context.Context, v *Variant) error {
 	slices.Sort(v.Unpacked)
 	slices.Sort(v.Broken)
 	return nil
+}
+
+// document reads a document of the image.
+func (l *looker) document(ctx context.Context, what string, d ocispec.Descriptor, into any) error {
+	data, err := l.read.document(ctx, l.blobs, what, d)
+	if err != nil {
+		return err
+	}
+	return decode(what, d, data, into)
 }
 
 // standing tells whether a snapshot and all below it are there.

@@ -18,9 +18,10 @@ import (
 )
 
 const (
-	maxDocument = 8 << 20 // bytes of an index, manifest or config
-	maxDepth    = 4       // indexes in indexes
-	maxEntries  = 4096    // manifests of one image
+	maxDocument  = 8 << 20  // bytes of an index, manifest or config
+	maxDocuments = 32 << 20 // bytes of those of one image, each as often as it is named
+	maxDepth     = 4        // indexes in indexes
+	maxEntries   = 4096     // manifests and indexes of one image, or layers of one manifest
 )
 
 // image is what a descriptor leads to.
@@ -62,6 +63,7 @@ func (i *image) keeps(d ocispec.Descriptor) bool {
 // walker reads what belongs to an image.
 type walker struct {
 	blobs  *metadata.Blobs
+	read   reading
 	choice choice
 	image  *image
 	seen   []*manifest // of all platforms
@@ -167,11 +169,8 @@ func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parent digest.
 	switch KindOf(d.MediaType) {
 	case Index:
 		var doc ocispec.Index
-		if err := w.read(ctx, "index", d, parent, &doc); err != nil {
+		if err := w.document(ctx, "index", d, parent, &doc); err != nil {
 			return err
-		}
-		if len(w.seen)+len(doc.Manifests) > maxEntries {
-			return invalid("index %s: the image has more than %d manifests", d.Digest, maxEntries)
 		}
 		w.image.indexes = append(w.image.indexes, indexNode{d, doc.Manifests})
 		for _, child := range doc.Manifests {
@@ -214,8 +213,12 @@ func (w *walker) meet(ctx context.Context, d ocispec.Descriptor, parent digest.D
 	if err := w.bring(ctx, m.doc.Config, d.Digest); err != nil {
 		return err
 	}
-	config, err := readConfig(ctx, w.blobs, m.doc.Config)
+	data, err := w.read.document(ctx, w.blobs, "config", m.doc.Config)
 	if err != nil {
+		return err
+	}
+	var config ocispec.Image
+	if err := decode("config", m.doc.Config, data, &config); err != nil {
 		return err
 	}
 	m.platform = platforms.Normalize(config.Platform)
@@ -232,14 +235,11 @@ func (w *walker) open(ctx context.Context, m *manifest) error {
 	if m.doc.Config.Digest != "" {
 		return nil
 	}
-	if err := w.read(ctx, "manifest", m.desc, m.parent, &m.doc); err != nil {
+	if err := w.document(ctx, "manifest", m.desc, m.parent, &m.doc); err != nil {
 		return err
 	}
 	if m.doc.Config.Digest == "" {
 		return invalid("manifest %s names no config", m.desc.Digest)
-	}
-	if len(m.doc.Layers) > maxEntries {
-		return invalid("manifest %s has %d layers, more than %d", m.desc.Digest, len(m.doc.Layers), maxEntries)
 	}
 	for i, d := range m.parts() {
 		if err := d.Digest.Validate(); err != nil {
@@ -293,13 +293,13 @@ func missing(what string, d, parent digest.Digest, err error) error {
 	return err
 }
 
-// read reads an index or manifest. A document that could be taken for both is
+// document reads an index or manifest. A document that could be taken for both is
 // refused: two programs would see two images (CVE-2021-41190).
-func (w *walker) read(ctx context.Context, what string, d ocispec.Descriptor, parent digest.Digest, into any) error {
+func (w *walker) document(ctx context.Context, what string, d ocispec.Descriptor, parent digest.Digest, into any) error {
 	if err := w.bring(ctx, d, parent); err != nil {
 		return fmt.Errorf("%s %s: %w", what, d.Digest, err)
 	}
-	data, err := readDocument(ctx, w.blobs, what, d)
+	data, err := w.read.document(ctx, w.blobs, what, d)
 	if err != nil {
 		return err
 	}
@@ -317,24 +317,64 @@ func (w *walker) read(ctx context.Context, what string, d ocispec.Descriptor, pa
 		both.MediaType != "" && KindOf(both.MediaType) != KindOf(d.MediaType) {
 		return invalid("%s %s does not have the fields of its media type %q", what, d.Digest, d.MediaType)
 	}
-	if err := json.Unmarshal(data, into); err != nil {
-		return invalid("%s %s: %v", what, d.Digest, err)
+	return decode(what, d, data, into)
+}
+
+// reading bounds what is read of one image: its documents may name one another, and
+// the same one, any number of times.
+type reading struct {
+	entries int   // that indexes have
+	bytes   int64 // of documents
+}
+
+// document reads a document that belongs to the image. What an index or a manifest
+// lists is counted before it takes memory.
+func (r *reading) document(ctx context.Context, blobs *metadata.Blobs, what string, d ocispec.Descriptor) ([]byte, error) {
+	data, err := readDocument(ctx, blobs, what, d)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if r.bytes += int64(len(data)); r.bytes > maxDocuments {
+		return nil, invalid("%s %s: the documents of the image have more than %d bytes", what, d.Digest, maxDocuments)
+	}
+	if kind := KindOf(d.MediaType); kind != Index && kind != Manifest {
+		return data, nil
+	}
+	var lists struct{ Manifests, Layers length }
+	if err := decode(what, d, data, &lists); err != nil {
+		return nil, err
+	}
+	if r.entries += int(lists.Manifests); r.entries > maxEntries {
+		return nil, invalid("%s %s: the image has more than %d manifests", what, d.Digest, maxEntries)
+	}
+	if n := lists.Layers; n > maxEntries {
+		return nil, invalid("%s %s has %d layers, more than %d", what, d.Digest, n, maxEntries)
+	}
+	return data, nil
+}
+
+// length is how many entries a list has, or several of the same name.
+type length int
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *length) UnmarshalJSON(data []byte) error {
+	var list []struct{}
+	err := json.Unmarshal(data, &list)
+	*l += length(len(list))
+	return err
 }
 
 // readConfig reads the config of an image.
 func readConfig(ctx context.Context, blobs *metadata.Blobs, d ocispec.Descriptor) (*ocispec.Image, error) {
+	data, err := readDocument(ctx, blobs, "config", d)
+	if err != nil {
+		return nil, err
+	}
 	config := &ocispec.Image{}
-	return config, readJSON(ctx, blobs, "config", d, config)
+	return config, decode("config", d, data, config)
 }
 
-// readJSON reads a document as it is.
-func readJSON(ctx context.Context, blobs *metadata.Blobs, what string, d ocispec.Descriptor, into any) error {
-	data, err := readDocument(ctx, blobs, what, d)
-	if err != nil {
-		return err
-	}
+func decode(what string, d ocispec.Descriptor, data []byte, into any) error {
 	if err := json.Unmarshal(data, into); err != nil {
 		return invalid("%s %s: %v", what, d.Digest, err)
 	}
