@@ -45,9 +45,13 @@ func (a *applier) clear(parent *dir, base string) error {
 	return removeTree(a.ctx, parent.fd, base)
 }
 
+func tooLarge(size int64) error {
+	return fmt.Errorf("its %d bytes exceed what a layer may have: %w", size, errdefs.ErrResourceExhausted)
+}
+
 func (a *applier) file(parent *dir, base string, at attributes, h *tar.Header, content io.Reader) (err error) {
 	if h.Size > a.left {
-		return fmt.Errorf("its %d bytes exceed what a layer may have: %w", h.Size, errdefs.ErrResourceExhausted)
+		return tooLarge(h.Size)
 	}
 	var fd int
 	err = a.replacing(parent, base, func() (err error) {

@@ -96,6 +96,9 @@ func (a *applier) copyEntry(d *dir, base string, low *entry) (err error) {
 }
 
 func (a *applier) copyFile(d *dir, base string, from int, low *entry) (err error) {
+	if low.st.Size > a.left {
+		return tooLarge(low.st.Size)
+	}
 	at, err := attributesOf(from, &low.st)
 	if err != nil {
 		return err
@@ -106,21 +109,25 @@ func (a *applier) copyFile(d *dir, base string, from int, low *entry) (err error
 		return os.NewSyscallError("openat", err)
 	}
 	defer func() { err = errors.Join(err, os.NewSyscallError("close", unix.Close(to))) }()
-	for left := low.st.Size; left > 0; {
+	if err := unix.Ftruncate(to, low.st.Size); err != nil {
+		return os.NewSyscallError("ftruncate", err)
+	}
+	for done := int64(0); done < low.st.Size; {
 		if err := context.Cause(a.ctx); err != nil {
 			return err
 		}
-		n, err := unix.Read(from, a.buf[:min(left, int64(len(a.buf)))])
+		n, err := unix.Read(from, a.buf[:min(low.st.Size-done, int64(len(a.buf)))])
 		if err != nil {
 			return os.NewSyscallError("read", err)
 		}
 		if n == 0 {
 			break
 		}
-		if err := writeAll(to, a.buf[:n], -1); err != nil {
+		if err := writeBlocks(to, a.buf[:n], done); err != nil {
 			return err
 		}
-		left -= int64(n)
+		done += int64(n)
+		a.left -= int64(n)
 	}
 	if err := a.setByFD(to, at); err != nil {
 		return err

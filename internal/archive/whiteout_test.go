@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -167,6 +169,27 @@ func TestDirectoryFromBelow(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLargeLinkBelow: what a hard link copies up keeps its holes, and counts as content.
+func TestLargeLinkBelow(t *testing.T) {
+	below := t.TempDir()
+	if err := errors.Join(os.WriteFile(below+"/f", []byte("content"), 0o600), os.Truncate(below+"/f", 64<<20)); err != nil {
+		t.Fatal(err)
+	}
+	upper := t.TempDir()
+	o := Options{Overlay: true, Lower: []string{below}}
+	mustApply(t, upper, o, hard("h", "f"))
+	if info, err := os.Stat(upper + "/h"); err != nil || info.Size() != 64<<20 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if n := blocks(t, upper+"/h"); n >= 2048 {
+		t.Errorf("it takes %d blocks", n)
+	}
+	o.MaxSize = 1 << 20
+	if err := apply(t.TempDir(), tarOf(t, hard("h", "f")), o); !errors.Is(err, errdefs.ErrResourceExhausted) {
+		t.Error(err)
+	}
 }
 
 // An overlay directory that is in the upper directory alone shows whiteouts as
