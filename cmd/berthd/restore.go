@@ -152,7 +152,7 @@ func (r *restoring) database(in io.Reader) error {
 	return metadata.VerifyFile(r.temp())
 }
 
-// blob brings in a blob, unless it is there.
+// blob brings in a blob, unless it is there, whole.
 func (r *restoring) blob(ctx context.Context, h *tar.Header, in io.Reader) (err error) {
 	rest, ok := strings.CutPrefix(h.Name, metadata.BackupBlobs)
 	algorithm, hex, whole := strings.Cut(rest, "/")
@@ -171,12 +171,33 @@ func (r *restoring) blob(ctx context.Context, h *tar.Header, in io.Reader) (err 
 	if _, err := io.Copy(w, in); err != nil {
 		return err
 	}
+	if err := r.dropDamaged(ctx, d); err != nil {
+		return err
+	}
 	_, err = w.Commit(ctx, h.Size, d)
 	if err == nil || errdefs.IsAlreadyExists(err) {
 		r.count++
 		return nil
 	}
 	return err
+}
+
+// dropDamaged removes a blob whose bytes are not what its digest says, or can't be
+// read: it would stand in the way of those of the backup.
+func (r *restoring) dropDamaged(ctx context.Context, d digest.Digest) error {
+	blob, err := r.blobs.Open(ctx, d)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	verifier := d.Verifier()
+	_, err = io.Copy(verifier, io.NewSectionReader(blob, 0, blob.Size()))
+	if err = errors.Join(err, blob.Close()); err == nil && verifier.Verified() {
+		return nil
+	}
+	return r.blobs.Delete(ctx, d)
 }
 
 // finish puts the database into its place, and tells where the old one is.
