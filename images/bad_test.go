@@ -56,6 +56,9 @@ func filesOf(t *testing.T, pairs ...string) []byte {
 	return tarOf(t, m)
 }
 
+// listOf is more of something than an archive may have.
+func listOf(json string) string { return strings.TrimSuffix(strings.Repeat(json+",", 5000), ",") }
+
 func TestBadArchives(t *testing.T) {
 	whole := archiveOf(t, layout(t, testimage.Gzip, small(t, "demo", here)))
 	damaged := gzipped(t, whole)
@@ -77,6 +80,10 @@ func TestBadArchives(t *testing.T) {
 		"no manifest":      {archive: filesOf(t, "index.json", "{}"), want: bad, text: "no manifest"},
 		"no docker image":  {archive: filesOf(t, "manifest.json", "[]"), want: bad, text: "no image"},
 		"large index":      {archive: filesOf(t, "index.json", strings.Repeat(" ", maxDocument+1)), want: bad, text: "bytes"},
+		"many manifests":   {archive: filesOf(t, "index.json", `{"manifests":[`+listOf("{}")+"]}"), want: bad, text: "5000 manifests"},
+		"many images":      {archive: filesOf(t, "manifest.json", "["+listOf("{}")+"]"), want: bad, text: "5000 images"},
+		"many layers":      {archive: filesOf(t, "manifest.json", `[{"Config":"c","RepoTags":["a"],"Layers":[`+listOf(`"c"`)+"]}]", "c", "{}"), want: bad, text: "5000 layers"},
+		"many names":       {archive: filesOf(t, "manifest.json", `[{"Config":"c","RepoTags":[`+listOf(`"a"`)+"]}]", "c", "{}"), want: bad, text: "5000 names"},
 		"blob path":        {archive: filesOf(t, "blobs/sha256/abc", ""), want: bad, text: "no digest"},
 		"wrong digest":     {archive: filesOf(t, "blobs/sha256/"+strings.Repeat("a", 64), "other"), want: bad, text: "save it again"},
 		"bad platform":     {archive: whole, o: ImportOptions{Platform: "a/b/c/d"}, want: bad, text: "a/b/c/d"},

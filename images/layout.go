@@ -32,16 +32,29 @@ func (l *loader) images(ctx context.Context, n naming) (all []found, err error) 
 		return nil, invalid("archive: it has neither index.json nor manifest.json: " +
 			"an OCI layout or what `docker save` writes is needed")
 	}
-	if err == nil && len(all) == 0 {
+	switch {
+	case err != nil:
+		return nil, err
+	case len(all) == 0:
 		return nil, fmt.Errorf("archive: no image in it has a name that is asked for: %w", errdefs.ErrNotFound)
+	case len(all) > maxEntries:
+		return nil, invalid("archive: it has %d names of images, more than %d", len(all), maxEntries)
 	}
-	return all, err
+	return all, nil
 }
 
 // layout lists the images of an OCI layout.
 func (l *loader) layout(ctx context.Context, n naming) ([]found, error) {
+	var has lengths
 	var index ocispec.Index
-	if err := json.Unmarshal(l.index, &index); err != nil {
+	err := json.Unmarshal(l.index, &has)
+	if err == nil && has.Manifests > maxEntries {
+		return nil, invalid("archive: index.json names %d manifests, more than %d", has.Manifests, maxEntries)
+	}
+	if err == nil {
+		err = json.Unmarshal(l.index, &index)
+	}
+	if err != nil {
 		return nil, invalid("archive: index.json: %v", err)
 	}
 	if len(index.Manifests) == 0 {
@@ -118,8 +131,16 @@ type dockerImage struct {
 // dockerImages lists the images of a docker archive, and makes the manifests
 // that it does not have.
 func (l *loader) dockerImages(ctx context.Context, n naming) ([]found, error) {
+	var has length
 	var list []dockerImage
-	if err := json.Unmarshal(l.docker, &list); err != nil {
+	err := json.Unmarshal(l.docker, &has)
+	if err == nil && has > maxEntries {
+		return nil, invalid("archive: %s has %d images, more than %d", dockerFile, has, maxEntries)
+	}
+	if err == nil {
+		err = json.Unmarshal(l.docker, &list)
+	}
+	if err != nil {
 		return nil, invalid("archive: %s: %v", dockerFile, err)
 	}
 	if len(list) == 0 {
@@ -154,6 +175,9 @@ func (l *loader) dockerImages(ctx context.Context, n naming) ([]found, error) {
 }
 
 func (l *loader) dockerManifest(ctx context.Context, entry dockerImage) (ocispec.Descriptor, error) {
+	if len(entry.Layers) > maxEntries {
+		return ocispec.Descriptor{}, invalid("archive: %s: image %q has %d layers, more than %d", dockerFile, entry.Config, len(entry.Layers), maxEntries)
+	}
 	doc := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: dockerManifest, Layers: []ocispec.Descriptor{}}
 	var err error
 	if doc.Config, err = l.find(entry.Config); err != nil {

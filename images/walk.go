@@ -340,18 +340,21 @@ func (r *reading) document(ctx context.Context, blobs *metadata.Blobs, what stri
 	if kind := KindOf(d.MediaType); kind != Index && kind != Manifest {
 		return data, nil
 	}
-	var lists struct{ Manifests, Layers length }
-	if err := decode(what, d, data, &lists); err != nil {
+	var has lengths
+	if err := decode(what, d, data, &has); err != nil {
 		return nil, err
 	}
-	if r.entries += int(lists.Manifests); r.entries > maxEntries {
+	if r.entries += int(has.Manifests); r.entries > maxEntries {
 		return nil, invalid("%s %s: the image has more than %d manifests", what, d.Digest, maxEntries)
 	}
-	if n := lists.Layers; n > maxEntries {
+	if n := has.Layers; n > maxEntries {
 		return nil, invalid("%s %s has %d layers, more than %d", what, d.Digest, n, maxEntries)
 	}
 	return data, nil
 }
+
+// lengths are of what an index or a manifest lists.
+type lengths struct{ Manifests, Layers length }
 
 // length is how many entries a list has, or several of the same name.
 type length int
