@@ -12,6 +12,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"google.golang.org/grpc"
 
 	"github.com/berthd/berth/test/harness"
 )
@@ -82,10 +83,12 @@ func mark(t *testing.T) string {
 	return fmt.Sprintf("%s-%d", strings.NewReplacer("/", "-", "_", "-").Replace(strings.ToLower(t.Name())), os.Getpid())
 }
 
-// connect opens containerd's Go client on the daemon.
+// connect opens containerd's Go client on the daemon. Its calls wait for a daemon that
+// is being restarted, which gRPC else tries again only after a second.
 func connect(t *testing.T, d *harness.Daemon) (*containerd.Client, context.Context) {
 	t.Helper()
-	client, err := containerd.New(d.Address, containerd.WithDefaultNamespace(namespace))
+	waits := grpc.WithDefaultCallOptions(grpc.WaitForReady(true))
+	client, err := containerd.New(d.Address, containerd.WithDefaultNamespace(namespace), containerd.WithExtraDialOpts([]grpc.DialOption{waits}))
 	if err != nil {
 		t.Fatal(err)
 	}
