@@ -22,6 +22,7 @@ import (
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/metadata"
+	"github.com/berthd/berth/snapshots/overlay"
 )
 
 // depot is a registry with the blobs that a store had.
@@ -239,6 +240,19 @@ func TestCheckWithoutRegistry(t *testing.T) {
 		t.Errorf("said %s", said)
 	}
 	w.mustImport(archive, ImportOptions{})
+	w.mustBeWhole(CheckOptions{Deep: true})
+}
+
+// TestCheckLimited: the limit of containers' layers is none for an image's layer that
+// is unpacked again.
+func TestCheckLimited(t *testing.T) {
+	w := newWorldOf(t, overlay.Config{Quota: 1})
+	made := w.mustImport(archiveOf(t, layout(t, testimage.Gzip, small(t, "demo:1", here))), ImportOptions{})
+	w.mustBeWhole(CheckOptions{Deep: true})
+	if err := os.RemoveAll(filepath.Dir(w.layerDir("overlayfs", made.ChainID.String()))); err != nil {
+		t.Fatal(err)
+	}
+	w.check(CheckOptions{Repair: true})
 	w.mustBeWhole(CheckOptions{Deep: true})
 }
 

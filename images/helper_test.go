@@ -41,6 +41,12 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldOf(t, overlay.Config{})
+}
+
+// newWorldOf is newWorld with such an overlayfs.
+func newWorldOf(t testing.TB, o overlay.Config) *world {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: owners and overlay")
 	}
@@ -58,7 +64,8 @@ func newWorld(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	layered, err := overlay.Open(overlay.Config{Root: filepath.Join(dir, "overlayfs")})
+	o.Root = filepath.Join(dir, "overlayfs")
+	layered, err := overlay.Open(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -144,7 +144,8 @@ func (s *Store) unpackAgain(ctx context.Context, scope metadata.Scope, sn *metad
 		parent = chains[i-1]
 	}
 	key := "again-" + rand.Text() + " " + chains[i]
-	mounts, err := sn.Prepare(ctx, key, parent, nil)
+	about := map[string]string{labels.SnapshotDiffID: v.config.RootFS.DiffIDs[i].String()}
+	mounts, err := sn.Prepare(ctx, key, parent, about)
 	if err != nil {
 		return err
 	}

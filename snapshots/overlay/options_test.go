@@ -230,6 +230,9 @@ func TestQuotaMissing(t *testing.T) {
 	if _, err := snapshottest.NewStore(d).Create(snapshots.Active, "limited", "", nil); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Error(err)
 	}
+	if err := d.Create(t.Context(), 1, nil, snapshots.CreateOptions{Kind: snapshots.Active, Layer: true}); err != nil {
+		t.Errorf("a layer of an image: %v", err)
+	}
 	free := opened(t, Config{})
 	if _, err := free.Create(snapshots.Active, "limited", "base", map[string]string{labelMaxSize: "1GiB"}); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Error(err)

@@ -148,7 +148,7 @@ func projects(id snapshots.ID) iter.Seq[uint32] {
 // limitOf is how many bytes a new snapshot may take; 0: any. A layer of an image
 // has no limit.
 func (d *Driver) limitOf(o snapshots.CreateOptions) (int64, error) {
-	if o.Kind != snapshots.Active || unpacked(o.Labels) {
+	if o.Kind != snapshots.Active || o.Layer || unpacked(o.Labels) {
 		return 0, nil
 	}
 	text := o.Labels[labelMaxSize]
