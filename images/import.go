@@ -182,7 +182,7 @@ func (s *Store) name(ctx context.Context, scope metadata.Scope, one Imported, ad
 	row := &imagesapi.Image{Name: one.Name, Labels: add, Target: &types.Descriptor{
 		MediaType: one.Target.MediaType, Digest: one.Target.Digest.String(), Size: one.Target.Size,
 	}}
-	rows := s.DB.Images(scope)
+	rows := s.DB.Images(scope).Held()
 	for range 3 { // it may come or go between the two
 		_, err := rows.Create(ctx, row, nil)
 		if !errdefs.IsAlreadyExists(err) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/berthd/berth/internal/labels"
 	"github.com/berthd/berth/internal/testimage"
+	"github.com/berthd/berth/metadata"
 )
 
 // TestImport takes an image in through every kind of archive there is.
@@ -251,4 +253,43 @@ func TestProgress(t *testing.T) {
 			t.Errorf("%s: %v", d, got)
 		}
 	}
+}
+
+// onMessage is a log that calls do when there is a message.
+type onMessage struct {
+	slog.Handler
+	message string
+	do      func()
+}
+
+func (o onMessage) Enabled(context.Context, slog.Level) bool { return true }
+
+func (o onMessage) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == o.message {
+		o.do()
+	}
+	return nil
+}
+
+// TestLeaseEndsMeanwhile: where the lease of the client goes, and what came with it, no
+// image is named.
+func TestLeaseEndsMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	leases := w.db.Leases(scope)
+	if _, err := leases.Create(bg, "mine", nil); err != nil {
+		t.Fatal(err)
+	}
+	w.Log = slog.New(onMessage{slog.DiscardHandler, "image unpacked", func() {
+		if err := leases.Delete(bg, "mine"); err != nil {
+			t.Error(err)
+		}
+		w.collect()
+	}})
+	leased := metadata.Scope{Namespace: scope.Namespace, Lease: "mine"}
+	archive := archiveOf(t, layout(t, testimage.Gzip, small(t, "demo:1", here)))
+	_, err := w.Import(bg, leased, bytes.NewReader(archive), ImportOptions{}, nil)
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "lease") {
+		t.Error(err)
+	}
+	w.empty()
 }

@@ -21,10 +21,15 @@ import (
 type Images struct {
 	db    *DB
 	scope Scope
+	held  bool // see Held
 }
 
 // Images is the store of image records.
-func (db *DB) Images(s Scope) *Images { return &Images{db, s} }
+func (db *DB) Images(s Scope) *Images { return &Images{db: db, scope: s} }
+
+// Held is i for one who makes images of what the lease of the scope holds: Create and
+// Update are NotFound once the lease is gone, as what it held may be gone with it.
+func (i *Images) Held() *Images { return &Images{i.db, i.scope, true} }
 
 func (i *Images) check(name string) error {
 	if err := names.Namespace(i.scope.Namespace); err != nil {
@@ -151,6 +156,11 @@ func (i *Images) Delete(ctx context.Context, name string, target *types.Descript
 
 // joinLease has an image that expires join the lease.
 func (i *Images) joinLease(tx *Tx, row *images.Image) error {
+	if i.held {
+		if err := tx.needLease(i.scope); err != nil {
+			return err
+		}
+	}
 	if _, ok := row.Labels[labels.GCExpire]; !ok {
 		return nil
 	}
