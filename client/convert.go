@@ -156,6 +156,9 @@ func (v *converter) manifest(ctx context.Context, d imagespec.Descriptor) (image
 	manifest.MediaType, manifest.Config.MediaType = imagespec.MediaTypeImageManifest, imagespec.MediaTypeImageConfig
 	marks := map[string]string{labels.GCRefConfig: manifest.Config.Digest.String()}
 	for i, layer := range manifest.Layers {
+		if err := config.RootFS.DiffIDs[i].Validate(); err != nil {
+			return d, fmt.Errorf("config %s: diff id %q of layer %d: %w: %w", manifest.Config.Digest, config.RootFS.DiffIDs[i], i+1, err, errdefs.ErrInvalidArgument)
+		}
 		made, err := v.layer(ctx, layer, config.RootFS.DiffIDs[i])
 		if err != nil {
 			return d, fmt.Errorf("layer %d (%s): %w", i+1, layer.Digest, err)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -142,12 +143,16 @@ func (v *Verifiers) log() *slog.Logger {
 	return v.Log
 }
 
-// said is a judgement in one line.
+// said is a judgement in one line, without what a terminal would take for more than
+// text.
 func said(reason string) string {
-	if reason = strings.TrimSpace(reason); reason == "" {
+	words := strings.FieldsFunc(reason, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r) || r == unicode.ReplacementChar
+	})
+	if len(words) == 0 {
 		return "it gives no reason"
 	}
-	return strings.Join(strings.Fields(reason), " ")
+	return strings.Join(words, " ")
 }
 
 // head keeps the beginning of what is written.

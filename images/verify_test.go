@@ -73,6 +73,7 @@ func TestVerifiersFail(t *testing.T) {
 		"no program":     {"exit 0", "permission denied", 0o644, errdefs.ErrFailedPrecondition},
 		"anybody's":      {"exit 0", "nobody else may write it", 0o777, errdefs.ErrFailedPrecondition},
 		"much to say":    {"head -c 1000000 /dev/zero | tr '\\0' x; exit 1", "refuses it", 0o755, errdefs.ErrPermissionDenied},
+		"garbage":        {"printf 'no\\033[31m \\377entry'; exit 1", "refuses it: no [31m entry: ", 0o755, errdefs.ErrPermissionDenied},
 		"nothing to say": {"exit 1", "it gives no reason", 0o755, errdefs.ErrPermissionDenied},
 	} {
 		t.Run(name, func(t *testing.T) {
