@@ -142,7 +142,11 @@ func (s *Disk) readState(dir, ref string) (state, error) {
 	if err != nil {
 		return st, err
 	}
-	if err := json.Unmarshal(data, &st); err != nil {
+	err = json.Unmarshal(data, &st)
+	if err == nil && st.Expected != "" {
+		err = st.Expected.Validate()
+	}
+	if err != nil {
 		return st, fmt.Errorf("%s: %w: %w", stateFile, err, errDamaged)
 	}
 	return st, nil
