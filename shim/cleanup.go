@@ -87,6 +87,9 @@ func Cleanup(ctx context.Context, namespace, id, bundle string, config Config) (
 
 	// The status first: what is killed below was alive until then.
 	exit, recorded := lastExit(bundle)
+	if err := endCalls(ctx, bundle); err != nil {
+		return nil, fmt.Errorf("clean up task %q: %w", id, err)
+	}
 	left := processes(bundle)
 	defer left.close()
 	left.kill()
@@ -146,6 +149,44 @@ func lastExit(bundle string) (exit record.Exit, recorded bool) {
 		exit.Status, exit.Reason = 128+uint32(unix.SIGKILL), "killed, since its shim had died"
 	}
 	return exit, false
+}
+
+// endCalls ends what a dead shim's calls of the OCI runtime have left: the runtime
+// dies with the shim, but not the hooks that it runs. They are in the shim's session,
+// unlike containers and loggers. That of a pod's shim is not touched, as it is not
+// known what of it is whose.
+func endCalls(ctx context.Context, bundle string) error {
+	var shim record.Shim
+	if record.Read(bundle, record.ShimFile, &shim) != nil || shim.Shared || shim.PID <= 1 {
+		return nil
+	}
+	if start, err := sys.StartTime(shim.PID); err == nil && start != shim.StartTime {
+		return nil // another one has the pid by now, so nobody is in the session any more
+	}
+	for {
+		pids, err := sys.Session(shim.PID)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		var left leftovers
+		for _, pid := range pids {
+			p, err := sys.OpenProcess(pid)
+			if err != nil {
+				continue // it ended just now
+			}
+			if stat, err := sys.ReadStat(pid); err != nil || stat.Session != shim.PID || stat.StartTime != p.StartTime() {
+				_ = p.Close() // another one has the pid by now
+				continue
+			}
+			left = append(left, p)
+		}
+		left.kill()
+		err = left.wait(ctx)
+		left.close()
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // recordedRuntime tells how the OCI runtime of a bundle was called; without a

@@ -136,15 +136,15 @@ func startLogger(at place, to target, pipes [2]*os.File) (*logger, error) {
 	return l, nil
 }
 
-// spawn starts a program in a process group of its own, with files as descriptors
-// 3, 4 and 5, and none of the shim's.
+// spawn starts a program in a session of its own, as it may outlive the shim, with
+// files as descriptors 3, 4 and 5, and none of the shim's.
 func (s *Shim) spawn(argv, env []string, files [3]*os.File) (*sys.Process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
-	attr := &syscall.ProcAttr{Dir: "/", Env: env, Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}, Sys: &syscall.SysProcAttr{Setpgid: true}}
+	attr := &syscall.ProcAttr{Dir: "/", Env: env, Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}, Sys: &syscall.SysProcAttr{Setsid: true}}
 	for _, f := range files {
 		if f == nil {
 			f = null

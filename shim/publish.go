@@ -45,7 +45,7 @@ func (s *Shim) PublishBy(binary, address string) func(ctx context.Context, e *ty
 	}
 }
 
-// run runs a program with an input, in a process group of its own. What it prints
+// run runs a program with an input, in a session of its own. What it prints
 // goes to the shim's log.
 func (s *Shim) run(ctx context.Context, argv []string, input []byte) (unix.WaitStatus, error) {
 	fd, err := unix.MemfdCreate("input", unix.MFD_CLOEXEC)
@@ -85,7 +85,7 @@ func (s *Shim) startGroup(argv []string, in *os.File) (*sys.Process, error) {
 	defer s.spawning.RUnlock()
 	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
 		Dir: "/", Env: os.Environ(), Files: []uintptr{in.Fd(), os.Stderr.Fd(), os.Stderr.Fd()},
-		Sys: &syscall.SysProcAttr{Setpgid: true},
+		Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		return nil, err

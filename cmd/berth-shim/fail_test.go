@@ -257,6 +257,46 @@ func TestHangingRuntime(t *testing.T) {
 	f.shutdown()
 }
 
+// TestHangingHook kills the shim while a hook hangs, which the runtime's death does
+// not end: delete does.
+func TestHangingHook(t *testing.T) {
+	told := filepath.Join(shortDir(t), "told")
+	f := newFixture(t, func(id string) any {
+		s := spec(id, "true")
+		s["hooks"] = map[string]any{"createRuntime": []any{map[string]any{
+			"path": "/bin/sh", "args": []string{"sh", "-c", ": >" + told + "; sleep 1000"},
+		}}}
+		return s
+	})
+	created := make(chan error, 1)
+	go func() {
+		_, err := f.tryCreate(&task.CreateTaskRequest{})
+		created <- err
+	}()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Lstat(told); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the hook is not run")
+		}
+	}
+	f.killShim()
+	if err := <-created; err == nil {
+		t.Error("created without a shim")
+	}
+	if _, err := f.remove(); err != nil {
+		t.Error(err)
+	}
+	left, err := sys.Session(f.cmd.Process.Pid)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	for _, pid := range left {
+		_ = unix.Kill(pid, unix.SIGKILL) // it is in nobody else's session
+	}
+}
+
 // remove runs berth-shim delete and returns what it prints.
 func (f *fixture) remove() (*task.DeleteResponse, error) {
 	f.t.Helper()

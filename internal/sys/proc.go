@@ -19,6 +19,7 @@ type Stat struct {
 	Comm      string
 	State     byte // R, S, D, Z, T, t, X, I
 	PPID      int
+	Session   int
 	Threads   int    // field 20, those of the whole process
 	StartTime uint64 // field 22, clock ticks since boot
 	// ExitCode is field 52, in the form of waitpid(2). The kernel shows it to
@@ -37,6 +38,7 @@ func (s Stat) Dead() bool {
 const (
 	fieldState     = 0
 	fieldPPID      = 4 - 3
+	fieldSession   = 6 - 3
 	fieldThreads   = 20 - 3
 	fieldStartTime = 22 - 3
 	fieldExitCode  = 52 - 3
@@ -74,9 +76,10 @@ func parseStat(line []byte) (Stat, error) {
 		return Stat{}, fmt.Errorf("%d fields after the command in %q", len(fields), clip(line))
 	}
 	s.State = fields[fieldState][0]
-	var errs [5]error
+	var errs [6]error
 	s.PID, errs[0] = strconv.Atoi(strings.TrimSpace(string(line[:open])))
 	s.PPID, errs[1] = strconv.Atoi(fields[fieldPPID])
+	s.Session, errs[5] = strconv.Atoi(fields[fieldSession])
 	s.Threads, errs[4] = strconv.Atoi(fields[fieldThreads])
 	s.StartTime, errs[2] = strconv.ParseUint(fields[fieldStartTime], 10, 64)
 	if len(fields) > fieldExitCode { // since 3.5
@@ -154,21 +157,32 @@ func Children(pid int) ([]int, error) {
 }
 
 func childrenByParent(pid int) ([]int, error) {
+	return processes(func(s Stat) bool { return s.PPID == pid })
+}
+
+// Session lists the processes of a session that live. The number of a session is
+// no process's but its leader's as long as there is one in it.
+func Session(id int) ([]int, error) {
+	return processes(func(s Stat) bool { return s.Session == id && !s.Dead() })
+}
+
+// processes lists those that are as wanted, of all that there are.
+func processes(wanted func(Stat) bool) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
-	var children []int
+	var found []int
 	for _, e := range entries {
-		child, err := strconv.Atoi(e.Name())
+		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
-		if s, err := ReadStat(child); err == nil && s.PPID == pid {
-			children = append(children, child)
+		if s, err := ReadStat(pid); err == nil && wanted(s) {
+			found = append(found, pid)
 		}
 	}
-	return children, nil
+	return found, nil
 }
 
 // InitOfNamespace tells whether the process is the first of its own pid

@@ -132,7 +132,7 @@ func TestParseStat(t *testing.T) {
 	const rest = " 1 3 3 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 88442 8245248 219 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 1 1 1 1 1 1 1 256\n"
 	for _, comm := range []string{"sh", "a b", "((", "))", ") R 9 9", "", "\xff\n"} {
 		s, err := parseStat([]byte("42 (" + comm + ") Z" + rest))
-		want := Stat{PID: 42, Comm: comm, State: 'Z', PPID: 1, Threads: 1, StartTime: 88442, ExitCode: 256}
+		want := Stat{PID: 42, Comm: comm, State: 'Z', PPID: 1, Session: 3, Threads: 1, StartTime: 88442, ExitCode: 256}
 		if err != nil || s != want {
 			t.Errorf("%q: %+v, %v", comm, s, err)
 		}
@@ -186,6 +186,29 @@ func TestChildren(t *testing.T) {
 	}
 	if !HasChildren() {
 		t.Error("has no children")
+	}
+}
+
+func TestSession(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	pid := cmd.Process.Pid
+	if got, err := Session(pid); err != nil || !slices.Equal(got, []int{pid}) {
+		t.Errorf("%v, %v; want %d", got, err, pid)
+	}
+	p := open(t, pid, true)
+	if err := p.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Exited(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Session(pid); err != nil || len(got) > 0 {
+		t.Errorf("%v, %v; it has ended", got, err)
 	}
 }
 
