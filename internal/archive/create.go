@@ -42,7 +42,7 @@ func (a *applier) clear(parent *dir, base string) error {
 			return err
 		}
 	}
-	return removeTree(a.ctx, parent.fd, base)
+	return removeTree(a.ctx, parent.fd, base, 1)
 }
 
 func tooLarge(size int64) error {

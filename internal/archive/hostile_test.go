@@ -151,6 +151,20 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// TestDeeperThanNames: links lead a layer to where no name does. What it has nested there
+// does not use up the open files of this process when it is to go.
+func TestDeeperThanNames(t *testing.T) {
+	for _, last := range []item{file("d", "x"), file(".wh.d", ""), file(".wh..wh..opq", "")} {
+		root := t.TempDir()
+		mustApply(t, root, Options{}, file("old", "x")) // so that not all there is comes from the layer
+		deep := strings.TrimSuffix(strings.Repeat("d/", 1500), "/")
+		err := apply(root, tarOf(t, file(deep+"/f", ""), link("l", deep), file("l/"+deep+"/f", ""), last), Options{})
+		if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "directories deep") {
+			t.Errorf("%s: %.300v", last.Name, err)
+		}
+	}
+}
+
 // FuzzApply: whatever the bytes, nothing outside the root appears or changes.
 func FuzzApply(f *testing.F) {
 	f.Add(tarOf(f, file("../etc/secret", "x"), link("l", "/"), file("l/etc/secret", "y"), hard("h", "l")), uint8(0))

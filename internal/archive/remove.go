@@ -9,6 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxDepth is how many directories deep a tree may be that is removed: each level takes
+// two or three open files. No name of a tar leads that deep by itself.
+const maxDepth = 2048
+
+var errDeep = invalid("more than %d directories deep", maxDepth)
+
 // takeOld removes what earlier layers left at base in parent, and tells what
 // stays there: something of this layer, or nil.
 func (a *applier) takeOld(parent *dir, base string) (*unix.Stat_t, error) {
@@ -30,7 +36,7 @@ func (a *applier) takeOld(parent *dir, base string) (*unix.Stat_t, error) {
 	if a.allBrought() {
 		return &st, nil
 	}
-	if err := a.pruneAt(parent.fd, base); err != nil {
+	if err := a.pruneAt(parent.fd, base, 1); err != nil {
 		return nil, err
 	}
 	if ours {
@@ -50,15 +56,18 @@ func keptDir(st *unix.Stat_t, err error) (*unix.Stat_t, error) {
 	return nil, os.NewSyscallError("rmdir", err)
 }
 
-// pruneAt prunes the directory base of the directory open as at.
-func (a *applier) pruneAt(at int, base string) error {
+// pruneAt prunes the directory base of the directory open as at. depth counts from 1.
+func (a *applier) pruneAt(at int, base string, depth int) error {
+	if depth > maxDepth {
+		return errDeep
+	}
 	fd, err := openDir(at, base)
 	if err != nil {
 		return err
 	}
 	var st unix.Stat_t
 	if err = unix.Fstat(fd, &st); err == nil {
-		err = a.prune(fd, inodeOf(&st))
+		err = a.prune(fd, inodeOf(&st), depth)
 	}
 	return errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
 }
@@ -66,7 +75,7 @@ func (a *applier) pruneAt(at int, base string) error {
 // prune removes from a directory, and from those in it, everything that is not
 // of this layer, and whiteouts, as nothing below will show there any more.
 // Directories stay as long as they hold something.
-func (a *applier) prune(fd int, id inode) error {
+func (a *applier) prune(fd int, id inode, depth int) error {
 	if err := a.forget(); err != nil {
 		return err
 	}
@@ -82,7 +91,7 @@ func (a *applier) prune(fd int, id inode) error {
 			}
 			return os.NewSyscallError("unlinkat", unix.Unlinkat(fd, base, 0))
 		}
-		if err := a.pruneAt(fd, base); err != nil || ours {
+		if err := a.pruneAt(fd, base, depth+1); err != nil || ours {
 			return err
 		}
 		_, err := keptDir(&st, unix.Unlinkat(fd, base, unix.AT_REMOVEDIR))
@@ -91,8 +100,8 @@ func (a *applier) prune(fd int, id inode) error {
 }
 
 // removeTree removes base from the directory open as at, with all that is in
-// it. It follows no link.
-func removeTree(ctx context.Context, at int, base string) error {
+// it. It follows no link. depth counts from 1.
+func removeTree(ctx context.Context, at int, base string, depth int) error {
 	err := unix.Unlinkat(at, base, 0)
 	if err == nil || err == unix.ENOENT {
 		return nil
@@ -100,11 +109,14 @@ func removeTree(ctx context.Context, at int, base string) error {
 	if err != unix.EISDIR {
 		return os.NewSyscallError("unlinkat", err)
 	}
+	if depth > maxDepth {
+		return errDeep
+	}
 	fd, err := openDir(at, base)
 	if err != nil {
 		return err
 	}
-	err = eachName(ctx, fd, func(name string) error { return removeTree(ctx, fd, name) })
+	err = eachName(ctx, fd, func(name string) error { return removeTree(ctx, fd, name, depth+1) })
 	err = errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
 	if err != nil {
 		return err

@@ -191,7 +191,7 @@ func (a *applier) hideAll(at string) (err error) {
 	defer func() { err = errors.Join(err, a.open.release(d)) }()
 	if !a.allBrought() {
 		d.touched = true
-		if err := a.prune(d.fd, d.id); err != nil {
+		if err := a.prune(d.fd, d.id, 0); err != nil {
 			return err
 		}
 	}
