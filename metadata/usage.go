@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"slices"
 
@@ -97,6 +98,10 @@ func (db *DB) Usage(ctx context.Context) (Usage, error) {
 		usage, err := a.driver.Usage(ctx, a.id)
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, errdefs.ErrNotFound) {
 			continue // removed meanwhile
+		}
+		if errors.Is(err, errdefs.ErrResourceExhausted) { // what a container nests must not hide all others
+			db.log.Warn("not all of a snapshot was measured", slog.String("snapshot", a.object.Name), slog.Any("error", err))
+			err = nil
 		}
 		if err != nil {
 			return Usage{}, err

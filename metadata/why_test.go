@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	contentapi "github.com/berthd/berth/api/services/content/v1"
 	leasesapi "github.com/berthd/berth/api/services/leases/v1"
 	"github.com/berthd/berth/internal/labels"
+	"github.com/berthd/berth/snapshots"
 )
 
 func say(chains []Chain) string {
@@ -194,6 +196,27 @@ func (w *world) objects(s Scope) []string {
 	}
 	slices.Sort(all)
 	return all
+}
+
+// deepDriver has snapshots that are too deep to be measured in full.
+type deepDriver struct{ *testDriver }
+
+func (deepDriver) Usage(context.Context, snapshots.ID) (snapshots.Usage, error) {
+	return snapshots.Usage{Size: 7, Inodes: 1}, fmt.Errorf("deep: %w", errdefs.ErrResourceExhausted)
+}
+
+// TestUsageOfDeepTree: one container that nests directories does not hide who has what.
+func TestUsageOfDeepTree(t *testing.T) {
+	w := newWorld(t, func(o *Options) { o.Drivers["native"] = deepDriver{o.Drivers["native"].(*testDriver)} })
+	s := Scope{Namespace: "ns"}
+	w.must(second(w.snapshotter(s, "native").Prepare(bg, "rw", "", nil)))
+	u, err := w.Usage(bg)
+	if err != nil || !slices.ContainsFunc(u.Objects, func(o Object) bool { return o.Name == "rw" && o.Bytes == 7 }) {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if _, err := w.Prunable(bg, PruneOptions{}); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestUsage counts who has what, with what is shared.

@@ -58,8 +58,8 @@ func TestDeepTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	deep(t, dir, files+100)
-	if _, err := Measure(context.Background(), dir); !errors.Is(err, errdefs.ErrResourceExhausted) {
-		t.Errorf("measure: %v", err)
+	if usage, err := Measure(context.Background(), dir); !errors.Is(err, errdefs.ErrResourceExhausted) || usage.Inodes != MaxDepth+1 {
+		t.Errorf("measure: %+v, %v", usage, err)
 	}
 	if err := removeTree(dir); err != nil {
 		t.Fatal(err)

@@ -24,7 +24,8 @@ const MaxDepth = 2048
 
 // Measure tells what the tree at dir takes on disk, dir itself included. Files
 // that vanish meanwhile are passed over, links are not followed.
-// ResourceExhausted: the tree is deeper than MaxDepth.
+// ResourceExhausted: the tree is deeper than MaxDepth; what it tells then is the
+// usage of the rest.
 func Measure(ctx context.Context, dir string) (Usage, error) {
 	m := measure{linked: map[inode]struct{}{}}
 	f, err := os.Open(dir)
@@ -39,6 +40,9 @@ func Measure(ctx context.Context, dir string) (Usage, error) {
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure %s: %w", dir, err)
 	}
+	if m.deeper {
+		return m.usage, fmt.Errorf("measure %s: more than %d directories deep: %w", dir, MaxDepth, errdefs.ErrResourceExhausted)
+	}
 	return m.usage, nil
 }
 
@@ -49,6 +53,7 @@ type measure struct {
 	usage  Usage
 	linked map[inode]struct{} // those with several names, seen once
 	depth  int
+	deeper bool // there is something that was not looked at
 }
 
 func (m *measure) add(st *unix.Stat_t) {
@@ -69,7 +74,8 @@ func (m *measure) walk(ctx context.Context, f *os.File) error {
 	m.depth++
 	defer func() { m.depth-- }()
 	if m.depth > MaxDepth {
-		return fmt.Errorf("more than %d directories deep: %w", MaxDepth, errdefs.ErrResourceExhausted)
+		m.deeper = true
+		return nil
 	}
 	for {
 		if err := context.Cause(ctx); err != nil {
