@@ -84,11 +84,14 @@ func (s *Store) pulling(ctx context.Context, scope metadata.Scope, name string, 
 	}
 	scope.Lease = lease.Id
 	err = do(scope)
-	if err != nil && keepable(err) {
-		return err
-	}
 	undo, cancel := undoContext(ctx)
 	defer cancel()
+	if err != nil && keepable(err) {
+		came, listed := leases.ListResources(undo, lease.Id)
+		if len(came) > 0 || listed != nil && !errdefs.IsNotFound(listed) {
+			return errors.Join(err, listed)
+		}
+	}
 	drop := []string{lease.Id}
 	if err == nil {
 		// What kept the parts that came with earlier attempts has done its work.

@@ -375,6 +375,23 @@ func TestPullLies(t *testing.T) {
 	}
 }
 
+// away is a registry that can't be reached.
+type away struct{ *shelf }
+
+func (away) Get(context.Context) (ocispec.Descriptor, []byte, error) {
+	return ocispec.Descriptor{}, nil, errdefs.ErrUnavailable
+}
+
+// TestPullUnreachable: whoever tries again and again leaves nothing behind.
+func TestPullUnreachable(t *testing.T) {
+	w := newWorld(t)
+	l, d := big(t, 1)
+	if _, err := w.Pull(bg, scope, away{shelve(t, l, d)}, PullOptions{}, nil); !errdefs.IsUnavailable(err) {
+		t.Error(err)
+	}
+	w.empty()
+}
+
 // TestPullRefused: an image that is not to be had is not fetched.
 func TestPullRefused(t *testing.T) {
 	w := newWorld(t)
