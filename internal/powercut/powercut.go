@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +33,11 @@ var kinds = map[string]kind{
 	"ext4": {96 << 20, []string{"-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"}, "commit=3000,noauto_da_alloc"},
 	"xfs":  {320 << 20, []string{"-q", "-f"}, "nouuid"},
 }
+
+const (
+	busyTime  = 10 * time.Second
+	busyPause = 20 * time.Millisecond
+)
 
 // Disk is a disk of its own.
 type Disk struct {
@@ -94,7 +100,12 @@ func (d *Disk) mount(t *testing.T) {
 	d.Dir = t.TempDir()
 	run(t, "mount", "-t", d.fs, "-o", "loop,"+kinds[d.fs].options, d.image, d.Dir)
 	t.Cleanup(func() {
-		if err := unix.Unmount(d.Dir, 0); err != nil {
+		err := unix.Unmount(d.Dir, 0)
+		// A loop device lets go of a file on the disk some time after it was unmounted.
+		for end := time.Now().Add(busyTime); err == unix.EBUSY && time.Now().Before(end); err = unix.Unmount(d.Dir, 0) {
+			time.Sleep(busyPause)
+		}
+		if err != nil {
 			t.Errorf("unmount the test's disk: %v", err)
 			_ = unix.Unmount(d.Dir, unix.MNT_DETACH)
 		}
