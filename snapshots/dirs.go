@@ -64,14 +64,36 @@ func OpenDirs(root string) (*Dirs, error) {
 // each other (FS_TOPDIR_FL of linux/fs.h, chattr's T).
 const topDir = 0x00020000
 
-// Spread has ext4 begin what is made in dir from now on in a part of the disk that
-// has room, each for itself. Layers beside each other would take the inodes that the
-// last ones have left, which ext4 doesn't give out for up to five minutes: it looks
-// at each of them again for every file, and an image that is pulled after another
-// was removed takes several times as long. To seek such a part takes ext4 a time that
-// grows with the disk, so it is not for what holds few files. Other file systems have
-// no such flag, and need none.
-func Spread(dir string) {
+// Mkdirs makes the directories of a snapshot in dir: the one for its files, and others.
+// With apart, for a layer, ext4 begins the first in a part of the disk that has room.
+// Layers beside each other would take the inodes that the last ones have left, which
+// ext4 doesn't give out for up to five minutes: it looks at each of them again for every
+// file, and an image that is pulled after another was removed takes several times as
+// long.
+//
+// Where ext4 begins to seek such a part depends on the name alone, so files has a name
+// of its own at first. To seek takes ext4 a time that grows with the disk, so it is not
+// for what holds few files. Other file systems have no such flag, and need none.
+func Mkdirs(dir string, id ID, apart bool, files string, others ...string) error {
+	const mode = 0o711
+	for _, name := range others {
+		if err := os.Mkdir(filepath.Join(dir, name), mode); err != nil {
+			return err
+		}
+	}
+	if !apart {
+		return os.Mkdir(filepath.Join(dir, files), mode)
+	}
+	spread(dir)
+	first := filepath.Join(dir, files+"-"+id.String())
+	if err := os.Mkdir(first, mode); err != nil {
+		return err
+	}
+	return durable.RenameVolatile("snapshots.create.apart", first, filepath.Join(dir, files))
+}
+
+// spread gives a directory topDir, where there is such a flag.
+func spread(dir string) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return

@@ -11,30 +11,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSpread: on ext4 what is made in a directory begins apart from the rest, and
-// what is made in that does not.
-func TestSpread(t *testing.T) {
+// TestMkdirs: on ext4 a layer's files begin apart from the rest, and what is made in
+// that does not.
+func TestMkdirs(t *testing.T) {
 	root := t.TempDir()
-	for range 2 { // the second time it is so already
-		Spread(root)
-	}
-	Spread(filepath.Join(root, "missing"))
 	var st unix.Statfs_t
 	if err := unix.Statfs(root, &st); err != nil {
 		t.Fatal(err)
 	}
-	if st.Type != unix.EXT4_SUPER_MAGIC {
-		return // it is told, and that is all
-	}
-	inner := filepath.Join(root, "fs")
-	if err := os.Mkdir(inner, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for dir, want := range map[string]bool{root: true, inner: false} {
-		if got := spreads(t, dir); got != want {
-			t.Errorf("%s: begin apart: %v", dir, got)
+	for id, apart := range map[ID]bool{1: true, 2: false} {
+		dir := filepath.Join(root, id.String())
+		if err := errors.Join(os.Mkdir(dir, 0o700), Mkdirs(dir, id, apart, "fs", "work", "more")); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"fs", "work", "more"} {
+			if info, err := os.Lstat(filepath.Join(dir, name)); err != nil || info.Mode() != fs.ModeDir|0o711 {
+				t.Errorf("apart %v: %s: %v, %v", apart, name, info, err)
+			}
+		}
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3 {
+			t.Errorf("apart %v: %v, %v", apart, entries, err)
+		}
+		if st.Type != unix.EXT4_SUPER_MAGIC {
+			continue
+		}
+		if got := spreads(t, dir); got != apart {
+			t.Errorf("%s begins things apart: %v", dir, got)
+		}
+		if spreads(t, filepath.Join(dir, "fs")) {
+			t.Errorf("what is in %s begins apart", dir)
 		}
 	}
+	spread(filepath.Join(root, "missing"))
 }
 
 func spreads(t *testing.T, dir string) bool {

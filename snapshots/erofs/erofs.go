@@ -114,18 +114,13 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 		}
 		mode, uid, gid = st.Mode&0o7777, int(st.Uid), int(st.Gid)
 	}
-	made := []string{fsDir}
+	var others []string
 	if o.Kind == snapshots.Active {
-		made = append(made, workDir)
+		others = append(others, workDir)
 	}
 	fill := func(dir string) error {
-		if o.Layer {
-			snapshots.Spread(dir)
-		}
-		for _, name := range made {
-			if err := os.Mkdir(filepath.Join(dir, name), 0o711); err != nil {
-				return err
-			}
+		if err := snapshots.Mkdirs(dir, id, o.Layer, fsDir, others...); err != nil {
+			return err
 		}
 		root := filepath.Join(dir, fsDir)
 		if err := os.Lchown(root, uid, gid); err != nil {
@@ -133,7 +128,7 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 		}
 		return os.NewSyscallError("chmod", unix.Chmod(root, mode))
 	}
-	return d.dirs.Create(ctx, id, fill, made...)
+	return d.dirs.Create(ctx, id, fill, append(others, fsDir)...)
 }
 
 // Mounts implements snapshots.Driver. It mounts the images of the parents.

@@ -137,26 +137,21 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 			return fmt.Errorf("overlay: snapshot %s: %w", id, err)
 		}
 	}
-	made := []string{fsDir}
+	var others []string
 	if o.Kind == snapshots.Active {
-		made = append(made, workDir)
+		others = append(others, workDir)
 	}
 	limited := uint32(0)
 	fill := func(dir string) (err error) {
-		if o.Layer {
-			snapshots.Spread(dir)
-		}
-		for _, name := range made {
-			if err := os.Mkdir(filepath.Join(dir, name), 0o711); err != nil {
-				return err
-			}
+		if err := snapshots.Mkdirs(dir, id, o.Layer, fsDir, others...); err != nil {
+			return err
 		}
 		if limited, err = d.limit(dir, id, o); err != nil {
 			return err
 		}
 		return root.apply(filepath.Join(dir, fsDir))
 	}
-	err := d.dirs.Create(ctx, id, fill, made...)
+	err := d.dirs.Create(ctx, id, fill, append(others, fsDir)...)
 	if err != nil && limited != 0 {
 		err = errors.Join(err, d.lift(limited))
 	}
