@@ -39,6 +39,7 @@ type Dirs struct {
 	// a directory flushes all names and attributes that were made before, anywhere
 	// in it, and nothing but the bytes of files is left.
 	inOrder bool
+	apart   bool     // see Mkdirs
 	hold    *os.File // of root, open for the errors that Flush has to report
 	dir     string   // ROOT/snapshots
 }
@@ -56,7 +57,7 @@ func OpenDirs(root string) (*Dirs, error) {
 	if d.hold, err = os.Open(d.dir); err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	d.inOrder = keepsOrder(d.hold)
+	d.look()
 	return d, nil
 }
 
@@ -65,23 +66,21 @@ func OpenDirs(root string) (*Dirs, error) {
 const topDir = 0x00020000
 
 // Mkdirs makes the directories of a snapshot in dir: the one for its files, and others.
-// With apart, for a layer, ext4 begins the first in a part of the disk that has room.
-// Layers beside each other would take the inodes that the last ones have left, which
-// ext4 doesn't give out for up to five minutes: it looks at each of them again for every
-// file, and an image that is pulled after another was removed takes several times as
-// long.
 //
-// Where ext4 begins to seek such a part depends on the name alone, so files has a name
-// of its own at first. To seek takes ext4 a time that grows with the disk, so it is not
-// for what holds few files. Other file systems have no such flag, and need none.
-func Mkdirs(dir string, id ID, apart bool, files string, others ...string) error {
+// Without a journal, ext4 doesn't give out an inode again for up to five minutes: it
+// looks at each of them for every file, and an image that is pulled after another was
+// removed takes several times as long. There the files of a layer begin in a part of
+// the disk that has room. Where ext4 begins to seek such a part depends on the name
+// alone, so the directory has a name of its own at first. To seek takes a time that
+// grows with the disk, so it is not for what holds few files.
+func (d *Dirs) Mkdirs(dir string, id ID, layer bool, files string, others ...string) error {
 	const mode = 0o711
 	for _, name := range others {
 		if err := os.Mkdir(filepath.Join(dir, name), mode); err != nil {
 			return err
 		}
 	}
-	if !apart {
+	if !layer || !d.apart {
 		return os.Mkdir(filepath.Join(dir, files), mode)
 	}
 	spread(dir)
@@ -92,7 +91,7 @@ func Mkdirs(dir string, id ID, apart bool, files string, others ...string) error
 	return durable.RenameVolatile("snapshots.create.apart", first, filepath.Join(dir, files))
 }
 
-// spread gives a directory topDir, where there is such a flag.
+// spread gives a directory topDir, where it can.
 func spread(dir string) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -105,26 +104,30 @@ func spread(dir string) {
 	}
 }
 
-// keepsOrder knows xfs, and ext4 with a journal: each has one log for all names,
-// and writes it in order.
-func keepsOrder(f *os.File) bool {
+// look knows xfs, and ext4 with and without a journal. The first two have one log for
+// all names, and write it in order.
+func (d *Dirs) look() {
 	var (
 		fs unix.Statfs_t
 		st unix.Stat_t
 	)
-	fd := int(f.Fd())
+	fd := int(d.hold.Fd())
 	if err := errors.Join(unix.Fstatfs(fd, &fs), unix.Fstat(fd, &st)); err != nil {
-		return false
+		return
 	}
 	if fs.Type != unix.EXT4_SUPER_MAGIC {
-		return fs.Type == unix.XFS_SUPER_MAGIC
+		d.inOrder = fs.Type == unix.XFS_SUPER_MAGIC
+		return
 	}
 	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
 	if err != nil {
-		return false
+		return
 	}
 	task, err := os.ReadFile(filepath.Join("/sys/fs/ext4", filepath.Base(device), "journal_task"))
-	return err == nil && isTask(string(task))
+	if err == nil {
+		d.inOrder = isTask(string(task))
+		d.apart = !d.inOrder
+	}
 }
 
 // isTask reads what ext4's journal_task says: the process that writes the journal,

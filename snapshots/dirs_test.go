@@ -11,38 +11,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMkdirs: on ext4 a layer's files begin apart from the rest, and what is made in
-// that does not.
+// TestMkdirs: where inodes come back late a layer's files begin apart from the rest,
+// and what is made in that does not.
 func TestMkdirs(t *testing.T) {
-	root := t.TempDir()
-	var st unix.Statfs_t
-	if err := unix.Statfs(root, &st); err != nil {
+	d, err := OpenDirs(t.TempDir())
+	if err != nil {
 		t.Fatal(err)
 	}
-	for id, apart := range map[ID]bool{1: true, 2: false} {
-		dir := filepath.Join(root, id.String())
-		if err := errors.Join(os.Mkdir(dir, 0o700), Mkdirs(dir, id, apart, "fs", "work", "more")); err != nil {
+	defer d.Close()
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.Root(), &st); err != nil {
+		t.Fatal(err)
+	}
+	for id, c := range []struct{ layer, apart bool }{{true, true}, {true, false}, {false, true}} {
+		d.apart = c.apart
+		dir := d.Path(ID(id))
+		if err := errors.Join(os.Mkdir(dir, 0o700), d.Mkdirs(dir, ID(id), c.layer, "fs", "work", "more")); err != nil {
 			t.Fatal(err)
 		}
 		for _, name := range []string{"fs", "work", "more"} {
 			if info, err := os.Lstat(filepath.Join(dir, name)); err != nil || info.Mode() != fs.ModeDir|0o711 {
-				t.Errorf("apart %v: %s: %v, %v", apart, name, info, err)
+				t.Errorf("%+v: %s: %v, %v", c, name, info, err)
 			}
 		}
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3 {
-			t.Errorf("apart %v: %v, %v", apart, entries, err)
+			t.Errorf("%+v: %v, %v", c, entries, err)
 		}
 		if st.Type != unix.EXT4_SUPER_MAGIC {
 			continue
 		}
-		if got := spreads(t, dir); got != apart {
-			t.Errorf("%s begins things apart: %v", dir, got)
+		if got := spreads(t, dir); got != (c.layer && c.apart) {
+			t.Errorf("%+v: begin apart: %v", c, got)
 		}
 		if spreads(t, filepath.Join(dir, "fs")) {
-			t.Errorf("what is in %s begins apart", dir)
+			t.Errorf("%+v: what is in it begins apart", c)
 		}
 	}
-	spread(filepath.Join(root, "missing"))
+	spread(filepath.Join(d.Root(), "missing"))
 }
 
 func spreads(t *testing.T, dir string) bool {
