@@ -2,6 +2,7 @@ package snapshots
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -71,9 +72,9 @@ const topDir = 0x00020000
 // looks at each of them for every file, and an image that is pulled after another was
 // removed takes several times as long. There the files of a layer begin in a part of
 // the disk that has room. Where ext4 begins to seek such a part depends on the name
-// alone, so the directory has a name of its own at first. To seek takes a time that
-// grows with the disk, so it is not for what holds few files.
-func (d *Dirs) Mkdirs(dir string, id ID, layer bool, files string, others ...string) error {
+// alone, so the directory has a random one at first. To seek takes a time that grows
+// with the disk, so it is not for what holds few files.
+func (d *Dirs) Mkdirs(dir string, layer bool, files string, others ...string) error {
 	const mode = 0o711
 	for _, name := range others {
 		if err := os.Mkdir(filepath.Join(dir, name), mode); err != nil {
@@ -84,7 +85,7 @@ func (d *Dirs) Mkdirs(dir string, id ID, layer bool, files string, others ...str
 		return os.Mkdir(filepath.Join(dir, files), mode)
 	}
 	spread(dir)
-	first := filepath.Join(dir, files+"-"+id.String())
+	first := filepath.Join(dir, files+"-"+rand.Text())
 	if err := os.Mkdir(first, mode); err != nil {
 		return err
 	}

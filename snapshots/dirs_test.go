@@ -26,7 +26,7 @@ func TestMkdirs(t *testing.T) {
 	for id, c := range []struct{ layer, apart bool }{{true, true}, {true, false}, {false, true}} {
 		d.apart = c.apart
 		dir := d.Path(ID(id))
-		if err := errors.Join(os.Mkdir(dir, 0o700), d.Mkdirs(dir, ID(id), c.layer, "fs", "work", "more")); err != nil {
+		if err := errors.Join(os.Mkdir(dir, 0o700), d.Mkdirs(dir, c.layer, "fs", "work", "more")); err != nil {
 			t.Fatal(err)
 		}
 		for _, name := range []string{"fs", "work", "more"} {

@@ -119,7 +119,7 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 		others = append(others, workDir)
 	}
 	fill := func(dir string) error {
-		if err := d.dirs.Mkdirs(dir, id, o.Layer, fsDir, others...); err != nil {
+		if err := d.dirs.Mkdirs(dir, o.Layer, fsDir, others...); err != nil {
 			return err
 		}
 		root := filepath.Join(dir, fsDir)

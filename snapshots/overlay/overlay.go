@@ -143,7 +143,7 @@ func (d *Driver) Create(ctx context.Context, id snapshots.ID, parents []snapshot
 	}
 	limited := uint32(0)
 	fill := func(dir string) (err error) {
-		if err := d.dirs.Mkdirs(dir, id, o.Layer, fsDir, others...); err != nil {
+		if err := d.dirs.Mkdirs(dir, o.Layer, fsDir, others...); err != nil {
 			return err
 		}
 		if limited, err = d.limit(dir, id, o); err != nil {
