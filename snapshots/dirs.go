@@ -126,16 +126,17 @@ func (d *Dirs) look() {
 	}
 	task, err := os.ReadFile(filepath.Join("/sys/fs/ext4", filepath.Base(device), "journal_task"))
 	if err == nil {
-		d.inOrder = isTask(string(task))
-		d.apart = !d.inOrder
+		d.inOrder, d.apart = journal(string(task))
 	}
 }
 
-// isTask reads what ext4's journal_task says: the process that writes the journal,
-// or "<none>".
-func isTask(text string) bool {
-	n, err := strconv.Atoi(strings.TrimSpace(text))
-	return err == nil && n > 0
+// journal reads what ext4's journal_task says: the process that writes the journal, or
+// "<none>". It is 0 where that one is in no pid namespace that we see, which tells
+// neither.
+func journal(task string) (has, hasNone bool) {
+	task = strings.TrimSpace(task)
+	n, err := strconv.Atoi(task)
+	return err == nil && n > 0, task == "<none>"
 }
 
 // Close lets go of the directory.
@@ -194,7 +195,7 @@ func (d *Dirs) Create(ctx context.Context, id ID, fill func(dir string) error, m
 			flushed = append(flushed, filepath.Join(path, name))
 		}
 	}
-	return durable.SyncDirs("snapshots.create", flushed...)
+	return durable.SyncDir("snapshots.create", flushed...)
 }
 
 // Flush returns once everything that was written below the root is on disk.

@@ -67,9 +67,9 @@ func spreads(t *testing.T, dir string) bool {
 // TestJournal reads what Linux says in /sys/fs/ext4/DEVICE/journal_task: the file is
 // there without a journal too.
 func TestJournal(t *testing.T) {
-	for text, want := range map[string]bool{"211\n": true, "<none>\n": false, "": false, "0\n": false, "-1\n": false} {
-		if got := isTask(text); got != want {
-			t.Errorf("%q: %v", text, got)
+	for text, want := range map[string][2]bool{"211\n": {true, false}, "<none>\n": {false, true}, "": {}, "0\n": {}, "-1\n": {}} {
+		if has, none := journal(text); has != want[0] || none != want[1] {
+			t.Errorf("%q: %v, %v", text, has, none)
 		}
 	}
 }

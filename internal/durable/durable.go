@@ -93,22 +93,9 @@ func SyncFile(op string, f *os.File) error {
 	return step(op+".sync", f.Sync)
 }
 
-// SyncDir flushes the names in a directory to disk. Point: op.syncdir.
-func SyncDir(op, dir string) error {
-	return step(op+".syncdir", func() error { return syncDir(dir) })
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// SyncDirs is SyncDir for several directories side by side, which disks can make
-// one flush of. Point: op.syncdir, once.
-func SyncDirs(op string, dirs ...string) error {
+// SyncDir flushes the names in directories to disk: of several side by side, which
+// disks can make one flush of. Point: op.syncdir, once.
+func SyncDir(op string, dirs ...string) error {
 	return step(op+".syncdir", func() error {
 		errs := make([]error, len(dirs))
 		var group sync.WaitGroup
@@ -119,6 +106,14 @@ func SyncDirs(op string, dirs ...string) error {
 		group.Wait()
 		return errors.Join(errs...)
 	})
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // SyncFS flushes the whole file system that holds path (syncfs(2), which
