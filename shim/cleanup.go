@@ -183,6 +183,9 @@ func endCalls(ctx context.Context, bundle string) error {
 		left.kill()
 		err = left.wait(ctx)
 		left.close()
+		if err == nil {
+			err = ctx.Err() // of one that can't be looked at, too
+		}
 		if err != nil {
 			return err
 		}
