@@ -152,11 +152,11 @@ func (p place) directory(path string) (string, bool) {
 	return filepath.Join(p.dir, rest), true
 }
 
-// hierarchyLines picks the lines of mountinfo that parseMounts heeds.
+// hierarchyLines picks the lines of mountinfo that parseMounts may heed.
 func hierarchyLines(data []byte) string {
 	var lines strings.Builder
 	for line := range bytes.Lines(data) {
-		if _, fs, ok := bytes.Cut(line, []byte(" - cgroup")); ok && (bytes.HasPrefix(fs, []byte(" ")) || bytes.HasPrefix(fs, []byte("2 "))) {
+		if bytes.Contains(line, []byte(" - cgroup")) {
 			lines.Write(line)
 		}
 	}
