@@ -363,11 +363,19 @@ func code(t testing.TB, call string, err error, want codes.Code) {
 	}
 }
 
+// leave tells a shim to leave. It may be gone before the client has looked at the answer.
+func leave(ctx context.Context, shim taskttrpc.TaskService, id string) error {
+	_, err := shim.Shutdown(ctx, &task.ShutdownRequest{Id: id})
+	if errors.Is(err, ttrpc.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
 // shutdown ends the shim as the daemon does, and checks that it leaves nothing.
 func (f *fixture) shutdown() {
 	f.t.Helper()
-	// The shim may be gone before the client has looked at the answer.
-	if _, err := f.task.Shutdown(f.ctx(), &task.ShutdownRequest{Id: f.id}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+	if err := leave(f.ctx(), f.task, f.id); err != nil {
 		f.t.Errorf("shutdown: %v", err)
 	}
 	select {

@@ -196,7 +196,7 @@ func (p *pod) lastWord(name string) (uint32, error) {
 // shutdown calls Shutdown and waits until the shim has left.
 func (p *pod) shutdown() {
 	p.t.Helper()
-	if _, err := p.task.Shutdown(p.t.Context(), &task.ShutdownRequest{}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+	if err := leave(p.t.Context(), p.task, ""); err != nil {
 		p.t.Fatal(err)
 	}
 	p.gone()
