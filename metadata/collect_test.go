@@ -237,11 +237,11 @@ func TestWritersGoOn(t *testing.T) {
 		}
 	}()
 	parts := 0
-	w.beforePart = func() {
+	w.beforePart = func() { // lets two writes through before each of the parts
 		parts++
-		for before, end := writes.Load(), time.Now().Add(time.Minute); writes.Load() == before; time.Sleep(time.Millisecond) {
+		for until, end := writes.Load()+2, time.Now().Add(time.Minute); writes.Load() < until; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Errorf("no write in a minute before part %d", parts)
+				t.Errorf("no two writes in a minute before part %d", parts)
 				return
 			}
 		}
@@ -249,8 +249,11 @@ func TestWritersGoOn(t *testing.T) {
 	report := w.collect()
 	close(stop)
 	<-stopped
-	if report.Content != 5000 || parts < 5000/defaultSweepRows {
-		t.Errorf("%+v, in %d parts", report, parts)
+	if report.Content != 5000 {
+		t.Errorf("%+v", report)
+	}
+	if writes.Load() < 10 || parts <= 5000/defaultSweepRows {
+		t.Errorf("%d writes beside a sweep in %d parts", writes.Load(), parts)
 	}
 	t.Logf("took %v in %d parts, longest stall %v, slowest of %d writes beside it %v",
 		report.Duration, parts, report.LongestStall, writes.Load(), time.Duration(worst.Load()))

@@ -44,7 +44,7 @@ func TestRestartAtScale(t *testing.T) {
 
 	answered, listed, adopted := w.start(n, ends)
 	t.Logf("restart over %d containers: answers after %s, all listed after %s, all adopted after %s", n, answered, listed, adopted)
-	const wide = 20
+	const wide = 5
 	if bound := wide * 100 * time.Millisecond; answered > bound {
 		t.Errorf("the API answered after %s, not %s", answered, bound)
 	}
