@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -197,10 +198,11 @@ func TestTransferEcho(t *testing.T) {
 	d := start(t)
 	for _, size := range []int{0, 1, 70_000, 1 << 20} {
 		m := newMoving(t, d)
+		in, out := fmt.Sprint("in ", size), fmt.Sprint("out ", size) // the last one's are given back a moment after its end
 		data := bytes.Repeat([]byte("echo"), size/4)
-		m.send("in", data)
-		rest := m.receive("out")
-		err := m.do(&transfer.ImageImportStream{Stream: "in"}, &transfer.ImageExportStream{Stream: "out"})
+		m.send(in, data)
+		rest := m.receive(out)
+		err := m.do(&transfer.ImageImportStream{Stream: in}, &transfer.ImageExportStream{Stream: out})
 		got, ended := rest()
 		if err != nil || ended != nil || !bytes.Equal(got, data) {
 			t.Errorf("%d bytes: %d came back, %v, %v", len(data), len(got), err, ended)
